@@ -1,0 +1,117 @@
+"""MLP-Mixer (Tolstikhin et al. 2021): a Transformer's layout without attention."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import nn
+
+
+@dataclass(frozen=True)
+class MixerConfig:
+    """Sizes of a Mixer.
+
+    Attributes
+    ----------
+    image_size, patch
+        Sides of the square image and of a patch, in pixels.
+    width, layers
+        Width of a token and number of blocks.
+    token_hidden, channel_hidden
+        Hidden widths of the MLP across tokens and of the MLP across channels.
+    channels, classes
+        Input channels and output classes.
+    """
+
+    image_size: int = 224
+    patch: int = 16
+    width: int = 768
+    layers: int = 12
+    token_hidden: int = 384
+    channel_hidden: int = 3072
+    channels: int = 3
+    classes: int = 1000
+
+
+BASE = MixerConfig()  # Mixer-B/16; the paper does not say which Mixer it used
+SMALL = MixerConfig(32, 4, width=64, layers=4, token_hidden=32, channel_hidden=256, classes=10)
+TINY = MixerConfig(8, 4, width=8, layers=2, token_hidden=4, channel_hidden=32, classes=10)
+
+
+class MLP(nn.Module):
+    """Two linear layers over the last axis, (..., width) to (..., width), with exact GELU."""
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, hidden)
+        self.fc2 = nn.Linear(hidden, width)
+
+    def forward(self, x):
+        """Apply the MLP to the last axis."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """MLP across tokens, then MLP across channels, each after a LayerNorm, beside a shortcut."""
+
+    def __init__(self, config: MixerConfig, tokens: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.token_mix = MLP(tokens, config.token_hidden)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.channel_mix = MLP(config.width, config.channel_hidden)
+
+    def forward(self, x):
+        """Map tokens to tokens, (B, T, C) to (B, T, C)."""
+        across_tokens = self.norm1(x).transpose(1, 2)  # (B, C, T)
+        x = x + self.token_mix(across_tokens).transpose(1, 2)
+        return x + self.channel_mix(self.norm2(x))
+
+
+class Mixer(nn.Module):
+    """Patches through Mixer blocks; the mean token is classified.
+
+    Without dropout. Initialisation is ours: every weight LeCun normal, N(0, 1/fan-in), biases 0,
+    LayerNorm 1 and 0. The original sets the head to zero, under which no gradient reaches anything
+    before it, and all Hessian blocks but the head's are exactly zero at initialisation.
+
+    Parameters
+    ----------
+    config
+        Sizes of the network.
+    """
+
+    def __init__(self, config: MixerConfig):
+        super().__init__()
+        if config.image_size % config.patch:
+            raise ValueError(
+                f"image_size {config.image_size} is not a multiple of patch {config.patch}"
+            )
+        self.config = config
+        tokens = (config.image_size // config.patch) ** 2
+        self.patch_embed = nn.Conv2d(config.channels, config.width, config.patch, config.patch)
+        self.blocks = nn.ModuleList(Block(config, tokens) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.head = nn.Linear(config.width, config.classes)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, x):
+        """Map images to logits.
+
+        Parameters
+        ----------
+        x
+            Images, (B, C, H, W), of the configured size.
+
+        Returns
+        -------
+        Tensor
+            Logits, (B, classes).
+        """
+        x = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, T, width)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x).mean(dim=1))  # (B, classes)
