@@ -1,0 +1,26 @@
+"""Blockwise Hessian spectra of deep networks.
+
+>>> from blockspectra import Problem, partition, block_spectra, js_matrix, js0
+>>> problem = Problem(model, loss, batches)                        # doctest: +SKIP
+>>> spectra = block_spectra(problem, partition(model), steps=100)  # doctest: +SKIP
+>>> js0(spectra)                                                   # doctest: +SKIP
+"""
+
+from blockspectra.blocks import Block, partition
+from blockspectra.distance import heterogeneity, js0, js_matrix
+from blockspectra.problem import Problem, ProblemError, cross_entropy
+from blockspectra.spectra import Spectra, block_spectra, full_spectrum
+
+__all__ = [
+    "Block",
+    "Problem",
+    "ProblemError",
+    "Spectra",
+    "block_spectra",
+    "cross_entropy",
+    "full_spectrum",
+    "heterogeneity",
+    "js0",
+    "js_matrix",
+    "partition",
+]

@@ -1,0 +1,135 @@
+"""What every notebook does at its start and at its end: check, keep, report.
+
+A notebook's cell tagged ``parameters`` annotates every name; papermill puts what the caller asks
+for in a cell behind it. papermill neither refuses unknown names nor checks types, so `Chapter`
+does, before anything is computed.
+"""
+
+import ast
+import json
+import time
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from blockspectra.claims import CLAIMS, Criterion, Finding
+from blockspectra.results import Store, environment, write_text
+
+
+class ParameterError(ValueError):
+    """A parameter of a chapter is unknown or has the wrong type."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show one sentence in a notebook, without the stack."""
+        return [f"ParameterError: {self}"]
+
+
+class Chapter:
+    """One run of a notebook.
+
+    Parameters
+    ----------
+    name : str
+        The notebook's file name without suffix.
+    namespace : dict
+        ``globals()`` of the notebook, right after the parameters.
+
+    Raises
+    ------
+    ParameterError
+        On a parameter that the ``parameters`` cell does not annotate, or of another type.
+    """
+
+    def __init__(self, name: str, namespace: dict):
+        self.name, self.started = name, time.perf_counter()
+        self.parameters = check_parameters(namespace)
+        try:
+            self.store = Store(self.parameters["preset"])
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
+        self.data: dict[str, str] = {}  #: data set → checksum, filled by the caller
+        self.wrote: list[str] = []
+
+    def choose(self, text: str, known: Iterable[str]) -> list[str]:
+        """Split a parameter such as ``"vgg, gpt"`` and refuse what is not known."""
+        chosen = [word for word in text.replace(",", " ").split() if word]
+        unknown = [word for word in chosen if word not in known]
+        if unknown or not chosen:
+            raise ParameterError(
+                f"{', '.join(unknown) or 'An empty list'} is not to be had in {self.name}: choose "
+                f"from {', '.join(known)}."
+            )
+        return chosen
+
+    def figure(self, name: str, figure: Figure, data: pd.DataFrame) -> Figure:
+        """Keep a figure as PDF and PNG with the CSV behind it; returns it to be shown."""
+        folder = self.store.path / "figures" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        for suffix, settings in (
+            ("pdf", {"metadata": {"CreationDate": None}}),
+            ("png", {"dpi": 200}),
+        ):
+            figure.savefig(folder / f"{name}.{suffix}", bbox_inches="tight", **settings)
+        write_text(folder / f"{name}.csv", data.to_csv(index=False))
+        self.wrote += [f"figures/{self.name}/{name}.{suffix}" for suffix in ("pdf", "png", "csv")]
+        plt.close(figure)  # shown once, as the cell's value
+        return figure
+
+    def conclude(self, claim: str, criteria: list[Criterion], note: str) -> pd.DataFrame:
+        """Store what was measured of a claim; returns its criteria and verdict as a table."""
+        finding = Finding(claim, criteria, note)
+        if CLAIMS[claim][2] != self.name:
+            raise ValueError(f"{claim} is measured by {CLAIMS[claim][2]}, not by {self.name}.")
+        self.wrote.append(f"claims/{finding.save(self.store.path).name}")
+        print(f"{claim}: {finding.verdict}")
+        return pd.DataFrame({"criterion": [str(c) for c in criteria]})
+
+    def finish(self) -> str:
+        """Write the run's manifest and say where things are."""
+        manifest = {
+            "chapter": self.name,
+            "parameters": self.parameters,
+            "data": self.data,
+            "results": self.store.used,
+            "wrote": self.wrote,
+            "wall_time_s": round(time.perf_counter() - self.started, 1),
+            **environment(),
+        }
+        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
+        write_text(self.store.path / "manifests" / f"{self.name}.json", text)
+        files, figures = len(self.store.used), sum(w.endswith(".pdf") for w in self.wrote)
+        return f"{self.name}: {files} results, {figures} figures, manifest written"
+
+
+def check_parameters(namespace: dict) -> dict:
+    """Compare what papermill injected with the annotations; returns the checked parameters."""
+    annotations = namespace.get("__annotations__", {})
+    if "preset" not in annotations:
+        raise ParameterError("The parameters cell must annotate every parameter, and a preset.")
+    unknown = [name for name in _injected(namespace) if name not in annotations]
+    if unknown:
+        raise ParameterError(
+            f"Unknown parameter {', '.join(unknown)}: this chapter takes {', '.join(annotations)}."
+        )
+    for name, kind in annotations.items():
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(namespace[name])
+        except ValidationError:
+            wanted = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+            raise ParameterError(
+                f"Parameter {name} must be of type {wanted}, not {namespace[name]!r}."
+            ) from None
+    return {name: namespace[name] for name in annotations}
+
+
+def _injected(namespace: dict) -> list[str]:
+    """Names that papermill's cell, which starts with its own comment, assigns."""
+    names = []
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters\n"):
+            targets = (n.targets[0] for n in ast.parse(source).body if isinstance(n, ast.Assign))
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names

@@ -1,0 +1,22 @@
+"""Real data, out of files that Python packages ship: one function a data set, no download, ever.
+
+Train and test parts are fixed and disjoint whatever the seed; the seed draws the order, the crops,
+the windows and the masks. See ``data/README.md`` for what each data set is and is not.
+"""
+
+from blockspectra.datasets.pictures import digits, mnist, photographs
+from blockspectra.datasets.samples import Data, batches
+from blockspectra.datasets.sequences import dialogue, encyclopedia, shakespeare
+from blockspectra.datasets.sources import DataError
+
+__all__ = [
+    "Data",
+    "DataError",
+    "batches",
+    "dialogue",
+    "digits",
+    "encyclopedia",
+    "mnist",
+    "photographs",
+    "shakespeare",
+]

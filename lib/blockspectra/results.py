@@ -1,0 +1,173 @@
+"""The store of results: computed once, found again by what they depend on, with their manifests.
+
+A store is a folder, ``<BLOCKSPECTRA_RESULTS>/<preset>`` or ``build/results/<preset>`` of the
+repository; results committed under ``data/results/<preset>`` are read, never written, unless the
+environment variable asks for a store of one's own.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from blockspectra.spectra import Spectra
+
+PACKAGE = Path(__file__).parent
+PRESETS = ("smoke", "laptop", "paper")
+# modules that draw, judge or keep results but cannot change a number
+PRESENTATION = {"__init__.py", "chapter.py", "claims.py", "figures.py", "report.py", "results.py"}
+
+
+def repository() -> Path | None:
+    """Return the repository that the package runs from, or None where only a wheel is installed."""
+    root = PACKAGE.parent.parent
+    return root if (root / "notebooks").is_dir() else None
+
+
+def build_folder() -> Path:
+    """Return ``build/`` of the repository, or of the working folder outside one."""
+    return (repository() or Path.cwd()) / "build"
+
+
+@cache
+def code_version() -> str:
+    """Digest of the sources that numbers depend on, 12 hexadecimal digits."""
+    digest = hashlib.sha256()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if path.name not in PRESENTATION or path.parent != PACKAGE:
+            digest.update(path.relative_to(PACKAGE).as_posix().encode())
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class Store:
+    """Results of one preset.
+
+    Parameters
+    ----------
+    preset : {"smoke", "laptop", "paper"}
+
+    Raises
+    ------
+    ValueError
+        On any other preset.
+    """
+
+    def __init__(self, preset: str):
+        if preset not in PRESETS:
+            raise ValueError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
+        own = os.environ.get("BLOCKSPECTRA_RESULTS")
+        self.path = (Path(own).absolute() if own else build_folder() / "results") / preset
+        self.committed = (
+            repository() / "data" / "results" / preset if repository() and not own else None
+        )
+        self.used: dict[str, str] = {}  #: file → sha256 of every result read or written
+
+    def get(
+        self, name: str, depends_on: dict, compute: Callable[[], Spectra | pd.DataFrame]
+    ) -> Spectra | pd.DataFrame:
+        """Return a result, from the store if it is there, else computed and kept.
+
+        Parameters
+        ----------
+        name : str
+            What it is, for people: becomes the start of the file's name.
+        depends_on : dict
+            Everything the result depends on, as JSON: parameters, seed, checksum of the data. The
+            code's version is added.
+        compute : callable, () → Spectra or DataFrame
+            Called only where nothing is found, or what is found is damaged (which is said).
+        """
+        key = _key({"name": name, "code": code_version(), **depends_on})
+        for folder in (self.path, self.committed):
+            for path in folder.glob(f"{name}-{key}.*") if folder else ():
+                try:
+                    result = _read(path)
+                except ValueError as error:
+                    print(f"{error} Computing it again.", file=sys.stderr)
+                else:
+                    self._note(path)
+                    return result
+        result = compute()
+        if isinstance(result, Spectra):
+            path = result.save(self.path / f"{name}-{key}.npz")
+        else:
+            text = result.to_csv(index=False)
+            text = f"# sha256 {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
+            path = write_text(self.path / f"{name}-{key}.csv", text)
+        self._note(path)
+        return _read(path)  # what a later run will see, to the bit
+
+    def _note(self, path: Path) -> None:
+        self.used[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a text file atomically: it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+    return path
+
+
+def environment() -> dict:
+    """Describe what numbers are computed with: commit, packages, device, precision, memory."""
+    packages = ("torch", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "papermill")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    return {
+        **_commit(),
+        "code": code_version(),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": versions,
+        "device": gpu or f"CPU, {torch.get_num_threads()} threads",
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+        "cudnn_tf32": torch.backends.cudnn.allow_tf32,
+        "peak_memory_MiB": round(peak / (1024 if sys.platform != "darwin" else 1024**2)),
+    }
+
+
+def _commit() -> dict:
+    """Commit and dirtiness of the repository, or None where git or the repository is missing."""
+    try:
+        run = ["git", "-C", str(repository() or PACKAGE)]
+        head, status = (
+            subprocess.run(
+                [*run, *arguments], capture_output=True, text=True, check=True, timeout=30
+            ).stdout.strip()
+            for arguments in (("rev-parse", "HEAD"), ("status", "--porcelain"))
+        )
+        return {"commit": head, "dirty": bool(status)}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+def _key(content: dict) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def _read(path: Path) -> Spectra | pd.DataFrame:
+    if path.suffix == ".npz":
+        return Spectra.load(path)
+    first, _, text = path.read_text(encoding="utf-8").partition("\n")
+    if first != f"# sha256 {hashlib.sha256(text.encode()).hexdigest()}":
+        raise ValueError(f"{path} is damaged (its checksum differs).")
+    return pd.read_csv(path, comment="#", float_precision="round_trip")

@@ -1,0 +1,279 @@
+"""Blockwise and full Hessian spectra by stochastic Lanczos quadrature.
+
+Only the recurrence coefficients (α, β) are kept: they are small, and every density, moment or
+distance follows from them for any grid and any σ.
+"""
+
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from blockspectra.blocks import Block, whole
+from blockspectra.lanczos import gauss_quadrature, lanczos
+from blockspectra.problem import Problem
+from blockspectra.products import GradientGraph
+
+
+@dataclass(frozen=True, eq=False)
+class Spectra:
+    """Spectra of several blocks, as Lanczos coefficients; all arrays are float64 on the CPU.
+
+    Attributes
+    ----------
+    names, sizes : list of str, list of int
+        The blocks and their numbers of parameters.
+    alpha, beta : ndarray, (block, probe, step)
+        Diagonal and off-diagonal; ``beta[…, j]`` links step j to j+1, zero from a breakdown on.
+    taken : ndarray of int, (block, probe)
+        Steps that count: fewer where the Krylov space was exhausted.
+    orthogonality : ndarray, (block, probe)
+        Largest entry of ``|Q Qᵀ − I|`` of each Lanczos basis.
+    meta : dict
+        Anything that JSON can hold: seed, model, data.
+    """
+
+    names: list[str]
+    sizes: list[int]
+    alpha: np.ndarray
+    beta: np.ndarray
+    taken: np.ndarray
+    orthogonality: np.ndarray
+    meta: dict = field(default_factory=dict)
+
+    @property
+    def probes(self) -> int:
+        """Number of probes of each block."""
+        return self.alpha.shape[1]
+
+    @cached_property
+    def quadrature(self) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes and weights of all blocks, (block, probe, step) each."""
+        parts = (torch.from_numpy(x) for x in (self.alpha, self.beta, self.taken))
+        nodes, weights = gauss_quadrature(*parts)
+        return nodes.numpy(), weights.numpy()
+
+    def index(self, block: int | str) -> int:
+        """Position of a block given by position or name."""
+        if isinstance(block, str):
+            if block not in self.names:
+                raise ValueError(f"No spectrum of a block {block!r}: there are {self.names}.")
+            return self.names.index(block)
+        return block
+
+    def nodes(self, block: int | str) -> np.ndarray:
+        """Ritz values of a block, (probe, step), ascending; the last repeats after a breakdown."""
+        return self.quadrature[0][self.index(block)]
+
+    def weights(self, block: int | str) -> np.ndarray:
+        """Gauss weights of a block, (probe, step); each probe's sum to 1."""
+        return self.quadrature[1][self.index(block)]
+
+    @cached_property
+    def largest(self) -> np.ndarray:
+        """Largest Ritz value of each block over its probes, (block,): λ_max from below."""
+        return self.quadrature[0].max(axis=(1, 2))
+
+    def moment(self, order: int) -> np.ndarray:
+        """Mean of λ^order over the spectrum, per probe, (block, probe); ``order < 2·steps``."""
+        nodes, weights = self.quadrature
+        return (weights * nodes**order).sum(-1)
+
+    def traces(self) -> np.ndarray:
+        """Estimated trace, per probe, (block, probe)."""
+        return self.moment(1) * np.array(self.sizes)[:, None]
+
+    def mass(self, edges: np.ndarray, sigma: float, transform=None) -> np.ndarray:
+        """Share of the smoothed spectrum in each bin, per probe, (block, probe, bin).
+
+        Each node is a Gaussian of width ``sigma`` that is integrated over the bin, so that no grid
+        is too coarse and nothing aliases. What lies beyond the edges counts in the outer bins, so
+        the bins of a probe sum to 1.
+
+        Parameters
+        ----------
+        edges : ndarray, (bin + 1,)
+            Increasing.
+        sigma : float
+            In the units of ``edges``; 0 for a histogram.
+        transform : callable, optional
+            Maps nodes to the axis of ``edges``, e.g. a signed logarithm.
+        """
+        nodes, weights = self.quadrature
+        nodes = torch.from_numpy(nodes if transform is None else transform(nodes))
+        weights, inner = torch.from_numpy(weights), torch.from_numpy(edges[1:-1])
+        result = np.empty((*nodes.shape[:2], len(edges) - 1))
+        for i in range(len(nodes)):  # a block at a time bounds the memory
+            distance = inner - nodes[i, ..., None]  # (probe, step, bin - 1)
+            below = torch.special.ndtr(distance / sigma) if sigma > 0 else (distance > 0).double()
+            cumulative = torch.einsum("ps,psx->px", weights[i], below)
+            ends = torch.zeros(len(cumulative), 1), weights[i].sum(-1, keepdim=True)
+            result[i] = torch.cat([ends[0], cumulative, ends[1]], -1).diff().numpy()
+        return result
+
+    def density(self, grid: np.ndarray, sigma: float) -> np.ndarray:
+        """Smoothed eigenvalue density, averaged over probes, (block, len(grid)).
+
+        Parameters
+        ----------
+        grid : ndarray
+            Increasing points; the value at a point is the mean density over the cell around it
+            (halfway to its neighbours), so it integrates to 1 over the cells of any grid.
+        sigma : float
+            Width of the Gaussian, in units of the eigenvalues.
+        """
+        grid = np.asarray(grid, dtype=np.float64)
+        middle = (grid[1:] + grid[:-1]) / 2
+        edges = np.concatenate([[2 * grid[0] - middle[0]], middle, [2 * grid[-1] - middle[-1]]])
+        return self.mass(edges, sigma).mean(1) / np.diff(edges)
+
+    def select(self, blocks: Sequence[int | str] = (), probes: Sequence[int] | None = None):
+        """Return the Spectra of some blocks (default: all) and some probes (default: all)."""
+        rows = [self.index(b) for b in blocks] or list(range(len(self.names)))
+        columns = list(range(self.probes)) if probes is None else list(probes)
+        pick = np.ix_(rows, columns)
+        return Spectra(
+            [self.names[i] for i in rows],
+            [self.sizes[i] for i in rows],
+            *(x[pick] for x in (self.alpha, self.beta, self.taken, self.orthogonality)),
+            self.meta,
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write to an ``.npz`` without pickle, with a checksum inside; atomic."""
+        path = Path(path)
+        arrays = {k: getattr(self, k) for k in ("alpha", "beta", "taken", "orthogonality")}
+        header = {"names": self.names, "sizes": self.sizes, "meta": self.meta}
+        header["sha256"] = _digest(header, arrays)
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        temporary.write_bytes(buffer.getvalue())
+        temporary.replace(path)
+        return path
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Spectra":
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            If the file is truncated, altered or not such a file: delete it and compute again.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = {k: file[k] for k in ("alpha", "beta", "taken", "orthogonality")}
+                header = json.loads(str(file["header"]))
+            found = header.pop("sha256")
+            if found != _digest(header, arrays):
+                raise ValueError("checksum differs")
+        except FileNotFoundError:
+            raise
+        except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
+            raise ValueError(
+                f"{path} is damaged or no spectrum file ({error}): delete it and compute it again."
+            ) from error
+        return cls(header["names"], header["sizes"], **arrays, meta=header["meta"])
+
+
+def block_spectra(
+    problem: Problem,
+    blocks: Sequence[Block],
+    *,
+    steps: int = 100,
+    probes: int = 10,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Spectra:
+    """Spectra of the diagonal Hessian blocks.
+
+    The cost is one gradient a batch, then ``len(blocks) × probes × steps`` products of at most
+    about two gradients each. A block's result depends on (seed, its name, the probe's number)
+    alone: not on the other blocks, their order, or how many probes there are.
+
+    Parameters
+    ----------
+    problem : Problem
+        Checked before anything is computed.
+    blocks : sequence of Block
+        From `partition`, with distinct names.
+    steps : int
+        Lanczos steps m a probe (fewer for blocks smaller than m): moments 0…2m−1 are exact for
+        the probe.
+    probes : int
+        Gaussian start vectors a block.
+    seed : int
+        Seeds the probes together with the block's name.
+    progress : bool, optional
+        Show a bar; by default where the output is a terminal or ``BLOCKSPECTRA_PROGRESS=1``.
+
+    Returns
+    -------
+    Spectra
+
+    Raises
+    ------
+    ValueError
+        No blocks, two of one name, or no steps or probes.
+    ProblemError
+        See `Problem.check`.
+    """
+    names = [block.name for block in blocks]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"Give at least one block, and each once; got {names[:10]}.")
+    if steps < 1 or probes < 1:
+        raise ValueError(f"steps and probes must be at least 1, not {steps} and {probes}.")
+    shape = (len(blocks), probes, min(steps, max(block.size for block in blocks)))
+    alpha, beta = np.zeros(shape), np.zeros(shape)
+    taken, orthogonality = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2])
+    if progress is None:
+        progress = sys.stderr.isatty() or os.environ.get("BLOCKSPECTRA_PROGRESS") == "1"
+    with problem.curvature_mode(), tqdm(total=len(blocks) * probes, disable=not progress) as bar:
+        problem.check()
+        graph = GradientGraph(problem, blocks)
+        for i, block in enumerate(blocks):
+            bar.set_description(block.name)
+            for k in range(probes):
+                start = probe_vector(seed, block.name, k, block.size)
+                device = block.parameters[0].device
+                run = lanczos(partial(graph.product, block), start.to(device), steps)
+                m = len(run.alpha)
+                alpha[i, k, :m], beta[i, k, :m] = run.alpha, run.beta
+                taken[i, k], orthogonality[i, k] = run.taken, run.orthogonality
+                bar.update()
+    sizes = [block.size for block in blocks]
+    meta = {"steps": steps, "probes": probes, "seed": seed}
+    return Spectra(names, sizes, alpha, beta, taken, orthogonality, meta)
+
+
+def full_spectrum(problem: Problem, **settings) -> Spectra:
+    """Spectrum of the full Hessian over all trainable parameters, as one block.
+
+    Takes the settings of `block_spectra`. The Lanczos basis needs ``steps × parameters × 8`` bytes.
+    """
+    return block_spectra(problem, [whole(problem.model)], **settings)
+
+
+def probe_vector(seed: int, name: str, probe: int, size: int) -> torch.Tensor:
+    """Gaussian start vector, (size,) float64, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}/{name}/{probe}".encode()).digest()
+    return torch.from_numpy(np.random.default_rng(list(digest)).standard_normal(size))
+
+
+def _digest(header: dict, arrays: dict) -> str:
+    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for key in sorted(arrays):
+        digest.update(np.ascontiguousarray(arrays[key]).tobytes())
+    return digest.hexdigest()
