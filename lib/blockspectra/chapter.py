@@ -12,11 +12,13 @@ from collections.abc import Iterable
 
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from blockspectra.claims import CLAIMS, Criterion, Finding
-from blockspectra.results import Store, environment, write_text
+from blockspectra.figures import use_style
+from blockspectra.results import Store, digest, environment, write_text
 
 
 class ParameterError(ValueError):
@@ -50,8 +52,9 @@ class Chapter:
             self.store = Store(self.parameters["preset"])
         except ValueError as error:
             raise ParameterError(str(error)) from None
+        use_style()
         self.data: dict[str, str] = {}  #: data set → checksum, filled by the caller
-        self.wrote: list[str] = []
+        self.wrote: dict[str, str] = {}  #: file → sha256 of what this run wrote
 
     def choose(self, text: str, known: Iterable[str]) -> list[str]:
         """Split a parameter such as ``"vgg, gpt"`` and refuse what is not known."""
@@ -64,8 +67,8 @@ class Chapter:
             )
         return chosen
 
-    def figure(self, name: str, figure: Figure, data: pd.DataFrame) -> Figure:
-        """Keep a figure as PDF and PNG with the CSV behind it; returns it to be shown."""
+    def figure(self, name: str, figure: Figure, data: pd.DataFrame, caption: str) -> None:
+        """Keep a figure as PDF and PNG with the CSV and the caption beside it, and show it."""
         folder = self.store.path / "figures" / self.name
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, settings in (
@@ -74,18 +77,21 @@ class Chapter:
         ):
             figure.savefig(folder / f"{name}.{suffix}", bbox_inches="tight", **settings)
         write_text(folder / f"{name}.csv", data.to_csv(index=False))
-        self.wrote += [f"figures/{self.name}/{name}.{suffix}" for suffix in ("pdf", "png", "csv")]
-        plt.close(figure)  # shown once, as the cell's value
-        return figure
+        write_text(folder / f"{name}.txt", caption + "\n")
+        files = [f"figures/{self.name}/{name}.{suffix}" for suffix in ("pdf", "png", "csv", "txt")]
+        self.wrote |= {f: digest(self.store.path / f) for f in files}
+        plt.close(figure)  # or the notebook would show it a second time
+        display(figure, Markdown(f"**{name.replace('_', ' ').capitalize()}.** {caption}"))
 
-    def conclude(self, claim: str, criteria: list[Criterion], note: str) -> pd.DataFrame:
-        """Store what was measured of a claim; returns its criteria and verdict as a table."""
+    def conclude(self, claim: str, criteria: list[Criterion], note: str) -> Finding:
+        """Store what was measured of a claim and print the verdict that follows."""
         finding = Finding(claim, criteria, note)
         if CLAIMS[claim][2] != self.name:
             raise ValueError(f"{claim} is measured by {CLAIMS[claim][2]}, not by {self.name}.")
-        self.wrote.append(f"claims/{finding.save(self.store.path).name}")
+        path = finding.save(self.store.path)
+        self.wrote[f"claims/{path.name}"] = digest(path)
         print(f"{claim}: {finding.verdict}")
-        return pd.DataFrame({"criterion": [str(c) for c in criteria]})
+        return finding
 
     def finish(self) -> str:
         """Write the run's manifest and say where things are."""
@@ -100,7 +106,7 @@ class Chapter:
         }
         text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
         write_text(self.store.path / "manifests" / f"{self.name}.json", text)
-        files, figures = len(self.store.used), sum(w.endswith(".pdf") for w in self.wrote)
+        files, figures = len(self.store.used), sum(f.endswith(".pdf") for f in self.wrote)
         return f"{self.name}: {files} results, {figures} figures, manifest written"
 
 

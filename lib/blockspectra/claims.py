@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from blockspectra.results import write_text
+from blockspectra.results import repository, write_text
 
 #: id → (statement, where the paper makes it, chapter that measures it)
 CLAIMS = {
@@ -72,6 +72,8 @@ CLAIMS = {
     ),
 }
 
+WORDS = {True: "holds", False: "fails", None: "undecided"}
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -100,13 +102,13 @@ class Criterion:
         margin = (self.value - self.threshold) * (1 if self.above else -1)
         if not math.isfinite(margin) or not math.isfinite(self.error):
             return None
-        return None if abs(margin) < 2 * self.error else margin >= 0
+        return None if abs(margin) < 2 * self.error else bool(margin >= 0)
 
     def __str__(self) -> str:
         error = f" ± {self.error:.2g}" if self.error else ""
         sign = "≥" if self.above else "≤"
-        word = {True: "holds", False: "fails", None: "undecided"}[self.holds]
-        return f"{self.text}: {self.value:.3g}{error} ({sign} {self.threshold:g}: {word})"
+        word = WORDS[self.holds]
+        return f"{self.text}: {self.value:.3g}{error} ({sign} {self.threshold:.3g}: {word})"
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,20 @@ class Finding:
         if holding == len(self.criteria):
             return "supported"
         return "partly" if holding else "not supported"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The criteria with their numbers, one row each."""
+        rows = [
+            {
+                "criterion": c.text,
+                "measured": f"{c.value:.3g} ± {c.error:.1g}" if c.error else f"{c.value:.3g}",
+                "needed": f"{'≥' if c.above else '≤'} {c.threshold:.3g}",
+                "result": WORDS[c.holds],
+            }
+            for c in self.criteria
+        ]
+        return pd.DataFrame(rows)
 
     def save(self, folder: Path) -> Path:
         """Write ``<folder>/claims/<id>.json``."""
@@ -179,3 +195,13 @@ def claims_table(*folders: Path | None) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def reported(table: str) -> pd.DataFrame:
+    """Read one of the paper's tables from ``data/reported``, e.g. ``table1``."""
+    root = repository()
+    if root is None:
+        raise FileNotFoundError(
+            "The paper's tables are in the repository, not in the wheel: clone it."
+        )
+    return pd.read_csv(root / "data" / "reported" / f"{table}.csv")

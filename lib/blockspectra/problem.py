@@ -139,6 +139,17 @@ class Problem:
             [torch.randn(p.shape, generator=generator).to(p) for p in parameters] for _ in range(2)
         )
         gradient = torch.autograd.grad(second, parameters, create_graph=True, allow_unused=True)
+        for node in _graph([second, *gradient]):  # both would give a wrong Hessian in silence
+            if 0 <= (row := getattr(node, "_saved_padding_idx", -1)) < 2**63:  # none is 2⁶⁴ - 1
+                raise ProblemError(
+                    f"F.embedding is called with padding_idx={row}, which keeps a row out of the "
+                    f"gradient that the loss depends on: leave padding_idx out."
+                )
+            if node.name() == "torch::autograd::Error":
+                raise ProblemError(
+                    "The loss cannot be differentiated twice: some autograd function is marked "
+                    "once_differentiable; replace it."
+                )
         hu, hv = (differentiate_again(gradient, parameters, vector) for vector in (u, v))
         left, right = _dot(v, hu), _dot(u, hv)
         scale = (max(_dot(u, u) * _dot(hv, hv), _dot(v, v) * _dot(hu, hu))) ** 0.5
@@ -147,8 +158,7 @@ class Problem:
         if abs(left - right) > tolerance * scale:
             raise ProblemError(
                 f"The second derivative is not symmetric (uᵀHv = {left:.6g}, vᵀHu = {right:.6g}): "
-                f"some function has a gradient of its own making, such as padding_idx in "
-                f"F.embedding or a custom backward; remove it."
+                f"some function has a gradient of its own making (a custom backward?); remove it."
             )
 
 
@@ -204,6 +214,17 @@ def differentiate_again(
 
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     return float(sum((a.double() * b.double()).sum() for a, b in zip(left, right, strict=True)))
+
+
+def _graph(tensors: Iterable[Tensor | None]) -> Iterator[torch.autograd.graph.Node]:
+    """Walk the autograd graph behind some tensors, each node once."""
+    seen, waiting = set(), [t.grad_fn for t in tensors if t is not None]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [parent for parent, _ in node.next_functions]
+            yield node
 
 
 def _batch_size(batch: Any) -> int:

@@ -7,6 +7,7 @@ environment variable asks for a store of one's own.
 
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -109,7 +110,12 @@ class Store:
         return _read(path)  # what a later run will see, to the bit
 
     def _note(self, path: Path) -> None:
-        self.used[path.name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.used[path.name] = digest(path)
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file, hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -167,7 +173,8 @@ def _key(content: dict) -> str:
 def _read(path: Path) -> Spectra | pd.DataFrame:
     if path.suffix == ".npz":
         return Spectra.load(path)
-    first, _, text = path.read_text(encoding="utf-8").partition("\n")
+    first, _, text = path.read_text(encoding="utf-8", errors="replace").partition("\n")
     if first != f"# sha256 {hashlib.sha256(text.encode()).hexdigest()}":
         raise ValueError(f"{path} is damaged (its checksum differs).")
-    return pd.read_csv(path, comment="#", float_precision="round_trip")
+    missing = {"keep_default_na": False, "na_values": [""]}  # a block may be called "NA" or "a#b"
+    return pd.read_csv(io.StringIO(text), float_precision="round_trip", **missing)

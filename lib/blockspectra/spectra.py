@@ -13,11 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from blockspectra.blocks import Block, whole
 from blockspectra.lanczos import gauss_quadrature, lanczos
@@ -96,30 +95,20 @@ class Spectra:
     def mass(self, edges: np.ndarray, sigma: float, transform=None) -> np.ndarray:
         """Share of the smoothed spectrum in each bin, per probe, (block, probe, bin).
 
-        Each node is a Gaussian of width ``sigma`` that is integrated over the bin, so that no grid
-        is too coarse and nothing aliases. What lies beyond the edges counts in the outer bins, so
-        the bins of a probe sum to 1.
-
         Parameters
         ----------
         edges : ndarray, (bin + 1,)
             Increasing.
         sigma : float
-            In the units of ``edges``; 0 for a histogram.
+            In the units of ``edges``; see `bin_mass`.
         transform : callable, optional
             Maps nodes to the axis of ``edges``, e.g. a signed logarithm.
         """
         nodes, weights = self.quadrature
-        nodes = torch.from_numpy(nodes if transform is None else transform(nodes))
-        weights, inner = torch.from_numpy(weights), torch.from_numpy(edges[1:-1])
-        result = np.empty((*nodes.shape[:2], len(edges) - 1))
-        for i in range(len(nodes)):  # a block at a time bounds the memory
-            distance = inner - nodes[i, ..., None]  # (probe, step, bin - 1)
-            below = torch.special.ndtr(distance / sigma) if sigma > 0 else (distance > 0).double()
-            cumulative = torch.einsum("ps,psx->px", weights[i], below)
-            ends = torch.zeros(len(cumulative), 1), weights[i].sum(-1, keepdim=True)
-            result[i] = torch.cat([ends[0], cumulative, ends[1]], -1).diff().numpy()
-        return result
+        nodes = nodes if transform is None else transform(nodes)
+        return np.stack(
+            [bin_mass(*pair, edges, sigma) for pair in zip(nodes, weights, strict=True)]
+        )
 
     def density(self, grid: np.ndarray, sigma: float) -> np.ndarray:
         """Smoothed eigenvalue density, averaged over probes, (block, len(grid)).
@@ -181,11 +170,39 @@ class Spectra:
                 raise ValueError("checksum differs")
         except FileNotFoundError:
             raise
-        except (ValueError, KeyError, EOFError, OSError, BadZipFile) as error:
+        except Exception as error:  # zipfile, zlib, numpy and json each have their own for damage
             raise ValueError(
                 f"{path} is damaged or no spectrum file ({error}): delete it and compute it again."
             ) from error
         return cls(header["names"], header["sizes"], **arrays, meta=header["meta"])
+
+
+def bin_mass(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray, sigma: float) -> np.ndarray:
+    """Share of a weighted set of points in each bin, each point smoothed by a Gaussian.
+
+    The Gaussians are integrated over the bins, not sampled at grid points, so that no grid is too
+    coarse and nothing aliases. What lies beyond the edges counts in the outer bins.
+
+    Parameters
+    ----------
+    nodes, weights : ndarray, (…, n) float64
+        The weights of the last axis sum to 1.
+    edges : ndarray, (bin + 1,)
+        Increasing.
+    sigma : float
+        Width of the Gaussian in the units of ``edges``; 0 for a histogram.
+
+    Returns
+    -------
+    ndarray, (…, bin)
+        Sums to 1 over the bins.
+    """
+    points, weights, inner = (torch.from_numpy(x) for x in (nodes, weights, edges[1:-1]))
+    distance = inner - points[..., None]  # (…, n, bin - 1)
+    below = torch.special.ndtr(distance / sigma) if sigma > 0 else (distance > 0).double()
+    cumulative = torch.einsum("...n,...nx->...x", weights, below)
+    total = weights.sum(-1, keepdim=True)
+    return torch.cat([torch.zeros_like(total), cumulative, total], -1).diff().numpy()
 
 
 def block_spectra(
@@ -239,7 +256,7 @@ def block_spectra(
     alpha, beta = np.zeros(shape), np.zeros(shape)
     taken, orthogonality = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2])
     if progress is None:
-        progress = sys.stderr.isatty() or os.environ.get("BLOCKSPECTRA_PROGRESS") == "1"
+        progress = progress_wanted()
     with problem.curvature_mode(), tqdm(total=len(blocks) * probes, disable=not progress) as bar:
         problem.check()
         graph = GradientGraph(problem, blocks)
@@ -264,6 +281,11 @@ def full_spectrum(problem: Problem, **settings) -> Spectra:
     Takes the settings of `block_spectra`. The Lanczos basis needs ``steps × parameters × 8`` bytes.
     """
     return block_spectra(problem, [whole(problem.model)], **settings)
+
+
+def progress_wanted() -> bool:
+    """Say whether to show a bar: on a terminal, or where ``BLOCKSPECTRA_PROGRESS=1``."""
+    return sys.stderr.isatty() or os.environ.get("BLOCKSPECTRA_PROGRESS") == "1"
 
 
 def probe_vector(seed: int, name: str, probe: int, size: int) -> torch.Tensor:

@@ -1,0 +1,164 @@
+"""How far a Lanczos spectrum is from the exact one, for blocks small enough to know it.
+
+The estimator sees a matrix only through its eigenvalues: in the eigenbasis the matrix is diagonal
+and a Gaussian start vector is Gaussian again. So the exact eigenvalues are all that is needed here,
+and only the estimator's error is seen, not that of the products.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.stats import wasserstein_distance
+
+from blockspectra.distance import FLOOR, SIGMA, pairwise, signed_log
+from blockspectra.lanczos import Tridiagonal, gauss_quadrature, lanczos
+from blockspectra.spectra import bin_mass, probe_vector
+
+
+def run(
+    eigenvalues: np.ndarray, steps: int, probes: int, *, seed: int = 0, reorthogonalize: bool = True
+) -> list[Tridiagonal]:
+    """Lanczos on a matrix with these eigenvalues, (d,): one run a probe.
+
+    Fewer steps are the beginning of more: see `quadrature`.
+    """
+    values = torch.from_numpy(eigenvalues)
+    starts = (probe_vector(seed, "exact", k, len(values)) for k in range(probes))
+    return [
+        lanczos(lambda v: values * v, start, steps, reorthogonalize=reorthogonalize)
+        for start in starts
+    ]
+
+
+def quadrature(runs: Sequence[Tridiagonal], steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights, (probe, step) each, of the first steps of some runs."""
+    alpha, beta = (torch.stack([getattr(r, k)[:steps] for r in runs]) for k in ("alpha", "beta"))
+    taken = torch.stack([r.taken for r in runs]).clamp(max=steps)
+    nodes, weights = gauss_quadrature(alpha, beta, taken)
+    return nodes.numpy(), weights.numpy()
+
+
+def moment_error(eigenvalues: np.ndarray, steps: int, *, seed: int = 0) -> float:
+    """Largest error of the Gauss moments 0…2m−1 of one probe, relative to vᵀ|H|ᵏv."""
+    nodes, weights = quadrature(run(eigenvalues, steps, 1, seed=seed), steps)
+    start = probe_vector(seed, "exact", 0, len(eigenvalues))
+    share = (start / start.norm()).square().numpy()
+    top = np.abs(eigenvalues).max()  # powers of shares of λ_max neither overflow nor vanish
+    exact, estimate = eigenvalues / top, nodes[0] / top
+    errors = [
+        abs((weights[0] * estimate**k).sum() - (share * exact**k).sum())
+        / (share * np.abs(exact) ** k).sum()
+        for k in range(2 * steps)
+    ]
+    return float(max(errors))
+
+
+def density_curves(
+    eigenvalues: np.ndarray, block: str, settings: dict[str, tuple[int, int]]
+) -> pd.DataFrame:
+    """Exact density and Lanczos estimates on the signed-log axis, smoothed alike.
+
+    Parameters
+    ----------
+    eigenvalues : ndarray, (d,)
+        Exact.
+    block : str
+        Name for the table.
+    settings : dict
+        Name of a method → (steps, probes).
+
+    Returns
+    -------
+    DataFrame
+        block, method, position (decades, of λ as a share of the largest |λ|), density (per decade).
+    """
+    top = np.abs(eigenvalues).max()
+    reach = signed_log(np.array(1.0), FLOOR) + 5 * SIGMA["signed-log"]
+    edges = np.linspace(-reach, reach, 301)
+    uniform = np.full((1, len(eigenvalues)), 1 / len(eigenvalues))
+    measures = {"exact": (eigenvalues[None], uniform)}
+    measures |= {n: quadrature(run(eigenvalues, *c), c[0]) for n, c in settings.items()}
+    rows = []
+    for method, (nodes, weights) in measures.items():
+        mass = bin_mass(signed_log(nodes / top, FLOOR), weights, edges, SIGMA["signed-log"]).mean(0)
+        middle, density = (edges[1:] + edges[:-1]) / 2, mass / np.diff(edges)
+        rows.append(pd.DataFrame({"position": middle, "density": density}).assign(method=method))
+    return pd.concat(rows).assign(block=block)
+
+
+def error_table(
+    eigenvalues: np.ndarray,
+    block: str,
+    steps: Sequence[int],
+    probes: Sequence[int],
+    repeats: int = 5,
+) -> pd.DataFrame:
+    """Error of the spectrum against the exact one, for every number of steps and probes.
+
+    Returns
+    -------
+    DataFrame
+        block, steps, probes, repeat; w1: Wasserstein-1 distance as a share of the spectrum's width;
+        js: Jensen–Shannon divergence on the signed-log axis (nats); top: relative error of the
+        largest |λ|.
+    """
+    exact, top = eigenvalues, np.abs(eigenvalues).max()
+    width, scale, sigma = exact.max() - exact.min(), FLOOR * top, SIGMA["signed-log"]
+    ends = signed_log(np.array([exact.min(), exact.max()]), scale)
+    edges = np.linspace(ends[0] - 5 * sigma, ends[1] + 5 * sigma, 400)
+    uniform = np.full(len(exact), 1 / len(exact))
+    reference = bin_mass(signed_log(exact, scale), uniform, edges, sigma)
+    runs = run(exact, max(steps), max(probes) * repeats)
+    rows = []
+    for m in steps:
+        all_nodes, all_weights = quadrature(runs, m)
+        for n in probes:
+            for repeat in range(repeats):
+                part = slice(repeat * n, (repeat + 1) * n)
+                nodes, weights = all_nodes[part], all_weights[part] / n
+                flat = nodes.ravel(), weights.ravel()
+                mass = bin_mass(signed_log(flat[0], scale), flat[1], edges, sigma)
+                js = pairwise(np.stack([mass, reference]), edges[1] - edges[0])[0, 1]
+                outer = abs(np.abs(nodes).max() / top - 1)
+                w1 = wasserstein_distance(exact, flat[0], None, flat[1]) / width
+                rows.append((block, m, n, repeat, w1, js, outer))
+    return pd.DataFrame(rows, columns=["block", "steps", "probes", "repeat", "w1", "js", "top"])
+
+
+def ghost_table(eigenvalues: np.ndarray, block: str, steps: Sequence[int]) -> pd.DataFrame:
+    """Ritz values that repeat an eigenvalue, with and without re-orthogonalisation.
+
+    A Ritz value within 1e-6 (relative) of the largest one is a copy of it.
+
+    Returns
+    -------
+    DataFrame
+        block, steps, method, copies (Ritz values at the largest eigenvalue), loss (of
+        orthogonality, the largest entry of ``|Q Qᵀ − I|``).
+    """
+    top, rows = np.abs(eigenvalues).max(), []
+    for method, both in (("re-orthogonalised", True), ("recurrence alone", False)):
+        for m in steps:
+            done = run(eigenvalues, m, 1, reorthogonalize=both)
+            nodes, _ = quadrature(done, m)
+            copies = int((nodes[0].max() - nodes[0] < 1e-6 * top).sum())
+            rows.append((block, m, method, copies, float(done[0].orthogonality)))
+    return pd.DataFrame(rows, columns=["block", "steps", "method", "copies", "loss"])
+
+
+def sampled_mass(
+    nodes: np.ndarray, weights: np.ndarray, points: int = 50_000, sigma: float = 1e-5**0.5
+) -> float:
+    """Total mass of a density that is sampled at grid points, as the released code does.
+
+    A uniform grid from the smallest node − 1 to the largest + 1; 1 where nothing aliases.
+    """
+    grid = np.linspace(nodes.min() - 1, nodes.max() + 1, points)
+    step = grid[1] - grid[0]
+    reach = int(np.ceil(8 * sigma / step)) + 1  # beyond 8σ a Gaussian adds nothing
+    near = np.searchsorted(grid, nodes)[:, None] + np.arange(-reach, reach + 1)
+    values = np.exp(-0.5 * ((grid[near.clip(0, points - 1)] - nodes[:, None]) / sigma) ** 2)
+    values[(near < 0) | (near >= points)] = 0
+    return float((weights[:, None] * values).sum() * step / (sigma * np.sqrt(2 * np.pi)))

@@ -1,0 +1,126 @@
+"""Measurements that several chapters share: computed by worker processes, kept in the store.
+
+Every worker runs on one thread, so a number does not depend on how many workers there are.
+"""
+
+import multiprocessing
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from blockspectra.blocks import partition
+from blockspectra.distance import Estimate
+from blockspectra.results import Store
+from blockspectra.setups import setup
+from blockspectra.spectra import Spectra, block_spectra, progress_wanted
+
+
+@dataclass(frozen=True)
+class Initial:
+    """One measurement: the blockwise spectra of a model of the paper at initialisation.
+
+    Fields as in `setup`, `partition` and `block_spectra`.
+    """
+
+    model: str
+    size: str = "small"
+    samples: int = 8
+    batches: int = 1
+    seed: int = 0
+    literal_init: bool = False
+    by: str = "tensor"
+    steps: int = 30
+    probes: int = 4
+    device: str = "cpu"
+
+    def spectra(self, store: Store) -> Spectra:
+        """Return the spectra, from the store if they are there; ``meta`` says what was measured."""
+        made = setup(
+            self.model,
+            self.size,
+            samples=self.samples,
+            batches=self.batches,
+            seed=self.seed,
+            literal_init=self.literal_init,
+            device=self.device,
+        )
+        about = asdict(self) | {"data": made.data.checksum}
+
+        def compute() -> Spectra:
+            result = block_spectra(
+                made.problem,
+                partition(made.problem.model, self.by),
+                steps=self.steps,
+                probes=self.probes,
+                seed=self.seed,
+            )
+            result.meta.update(
+                about,
+                title=made.title,
+                family=made.family,
+                caption=made.caption,
+                name=made.data.name,
+            )
+            return result
+
+        return store.get(f"initial-{self.model}-{self.by}", about, compute)
+
+
+def measure(store: Store, wanted: Sequence[Initial], workers: int = 2) -> list[Spectra]:
+    """Take several measurements at once, the slow ones first, and return them in the order given.
+
+    What is finished is kept even if a later one fails or the run is killed.
+
+    Parameters
+    ----------
+    store : Store
+    wanted : sequence of Initial
+    workers : int
+        Processes; no more than there are cores is of use.
+    """
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, not {workers}.")
+    context = multiprocessing.get_context("spawn")
+    jobs = sorted(wanted, key=_cost, reverse=True)
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, torch.set_num_threads, (1,)) as pool:
+        futures = {pool.submit(_measure_one, store, job): job for job in jobs}
+        bar = tqdm(total=len(jobs), disable=not progress_wanted())
+        for future in as_completed(futures):
+            future.result()
+            bar.set_description(futures[future].model)
+            bar.update()
+        bar.close()
+    return [one.spectra(store) for one in wanted]  # now all found: read, and noted as used
+
+
+def over_seeds(
+    measured: Sequence[Spectra], statistic: Callable[[Spectra], Estimate]
+) -> dict[str, Estimate]:
+    """Average a statistic over the seeds of each model (``meta["title"]``)."""
+    titles = dict.fromkeys(one.meta["title"] for one in measured)
+    return {
+        title: combine([statistic(one) for one in measured if one.meta["title"] == title])
+        for title in titles
+    }
+
+
+def combine(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of independent estimates; its error joins theirs with the spread between them."""
+    values, errors = np.array(estimates).T
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    error = np.hypot(spread, np.sqrt((errors**2).mean())) / len(values) ** 0.5
+    return Estimate(float(values.mean()), float(error))
+
+
+def _measure_one(store: Store, job: Initial) -> None:
+    job.spectra(store)
+
+
+def _cost(job: Initial) -> int:
+    """Order of cost, so that the longest start first."""
+    order = ("vgg", "mixer", "vit", "gpt", "resnet", "bert")
+    return job.samples * job.steps * job.probes * (1 + order.index(job.model))
