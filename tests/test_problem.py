@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
 from blockspectra.blocks import whole
 from blockspectra.products import block_products, dense_hessian, hessian_product
+from blockspectra.setups import setup
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.tensor([[0, 1, 2, 0], [3, 0, 4, 1]]), torch.tensor([[1, 2, 0, 3], [0, 4, 1, 2]])
@@ -309,3 +310,12 @@ def test_cross_entropy_is_a_mean_over_targets_that_count():
     counted = [by_hand[0, 0, 1], by_hand[0, 2, 4], by_hand[1, 1, 2], by_hand[1, 2, 0]]
     loss = cross_entropy(nn.Identity(), (logits, targets))
     torch.testing.assert_close(loss, torch.stack(counted).mean())
+
+
+def test_inference_mode_outside_does_not_matter():
+    problem = setup("mixer", "tiny", samples=4).problem
+    block = partition(problem.model)[:1]
+    with torch.inference_mode():
+        inside = block_spectra(problem, block, steps=3, probes=1)
+    outside = block_spectra(problem, block, steps=3, probes=1)
+    assert (inside.alpha == outside.alpha).all()

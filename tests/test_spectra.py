@@ -18,7 +18,7 @@ from blockspectra import Problem, Spectra, block_spectra, full_spectrum, partiti
 from blockspectra.blocks import whole
 from blockspectra.products import dense_hessian
 from blockspectra.setups import ARCHITECTURES, setup
-from blockspectra.spectra import probe_vector
+from blockspectra.slq import probe_vector
 
 MODELS = list(ARCHITECTURES)
 

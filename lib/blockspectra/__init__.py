@@ -9,7 +9,8 @@
 from blockspectra.blocks import Block, partition
 from blockspectra.distance import heterogeneity, js0, js_matrix
 from blockspectra.problem import Problem, ProblemError, cross_entropy
-from blockspectra.spectra import Spectra, block_spectra, full_spectrum
+from blockspectra.slq import block_spectra, full_spectrum
+from blockspectra.spectra import Spectra
 
 __all__ = [
     "Block",

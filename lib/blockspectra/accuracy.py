@@ -14,7 +14,8 @@ from scipy.stats import wasserstein_distance
 
 from blockspectra.distance import FLOOR, SIGMA, pairwise, signed_log
 from blockspectra.lanczos import Tridiagonal, gauss_quadrature, lanczos
-from blockspectra.spectra import bin_mass, probe_vector
+from blockspectra.slq import probe_vector
+from blockspectra.spectra import bin_mass
 
 
 def run(
@@ -125,6 +126,45 @@ def error_table(
                 w1 = wasserstein_distance(exact, flat[0], None, flat[1]) / width
                 rows.append((block, m, n, repeat, w1, js, outer))
     return pd.DataFrame(rows, columns=["block", "steps", "probes", "repeat", "w1", "js", "top"])
+
+
+def divergence_bias(
+    blocks: dict[str, np.ndarray], steps: Sequence[int], probes: int = 4
+) -> pd.DataFrame:
+    """JS⁰ of a model from Lanczos estimates beside JS⁰ from the exact eigenvalues.
+
+    Parameters
+    ----------
+    blocks : dict
+        Name → exact eigenvalues, (d,) each.
+    steps : sequence of int
+    probes : int
+
+    Returns
+    -------
+    DataFrame
+        axis (with its c, as a share of the largest |λ|, or its σ), steps, exact, estimate (nats).
+    """
+    top = max(np.abs(values).max() for values in blocks.values())
+    runs = [run(e, max(steps), probes, seed=i) for i, e in enumerate(blocks.values())]
+    uniform = [(e[None], np.full((1, len(e)), 1 / len(e))) for e in blocks.values()]
+    estimates = {m: [quadrature(r, min(m, len(r[0].alpha))) for r in runs] for m in steps}
+    axes = {f"signed-log, c = {c:g}": (c, SIGMA["signed-log"]) for c in (1e-5, 1e-4, 1e-3, 1e-2)}
+    rows = []
+    for axis, (share, sigma) in (axes | {"raw, σ² = 1e-5": (None, SIGMA["raw"])}).items():
+        move = (lambda x: x) if share is None else (lambda x, c=share * top: signed_log(x, c))
+        ends = [
+            move(f(e.min() if f is min else e.max() for e in blocks.values())) for f in (min, max)
+        ]
+        edges = np.arange(ends[0] - 5 * sigma, ends[1] + 5 * sigma, sigma / 4)
+
+        def mean(measures, move=move, edges=edges, sigma=sigma):
+            mass = [bin_mass(move(n), w, edges, sigma).mean(0) for n, w in measures]
+            return pairwise(np.stack(mass), sigma / 4)[np.triu_indices(len(mass), 1)].mean()
+
+        exact = mean(uniform)
+        rows += [(axis, m, exact, mean(found)) for m, found in estimates.items()]
+    return pd.DataFrame(rows, columns=["axis", "steps", "exact", "estimate"])
 
 
 def ghost_table(eigenvalues: np.ndarray, block: str, steps: Sequence[int]) -> pd.DataFrame:

@@ -76,7 +76,7 @@ class Chapter:
             ("png", {"dpi": 200}),
         ):
             figure.savefig(folder / f"{name}.{suffix}", bbox_inches="tight", **settings)
-        write_text(folder / f"{name}.csv", data.to_csv(index=False))
+        write_text(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g"))
         write_text(folder / f"{name}.txt", caption + "\n")
         files = [f"figures/{self.name}/{name}.{suffix}" for suffix in ("pdf", "png", "csv", "txt")]
         self.wrote |= {f: digest(self.store.path / f) for f in files}

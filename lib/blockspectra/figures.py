@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from blockspectra.distance import FLOOR, SIGMA, signed_log
 from blockspectra.spectra import Spectra
@@ -50,7 +51,7 @@ def short(name: str) -> str:
     return first
 
 
-def relative_density(spectra: Spectra, points: int = 400) -> pd.DataFrame:
+def relative_density(spectra: Spectra, points: int = 240) -> pd.DataFrame:
     """Densities on the signed-log axis of λ / max|λ|, one row a block and grid point.
 
     Returns
@@ -108,7 +109,9 @@ def blockwise_spectra(
         ax.set_visible(False)
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylim(1e-5, 3)
-    figure.supxlabel("eigenvalue, as a share of the model's largest |λ|", fontsize=8)
+    figure.supxlabel(
+        "eigenvalue / largest |λ| of the model (ticks: 0, ±0.01, ±0.1, ±1)", fontsize=8
+    )
     figure.supylabel("density per decade", fontsize=8)
     return figure
 
@@ -129,7 +132,7 @@ def spectrum_raster(densities: pd.DataFrame, model: str) -> Figure:
         extent=(table.columns[0] - half, table.columns[-1] + half, len(table) - 0.5, -0.5),
     )
     ax.set_yticks(range(len(table)), [short(name) for name in table.index], fontsize=6)
-    ax.set_xlabel("eigenvalue, as a share of the model's largest |λ|")
+    ax.set_xlabel("eigenvalue / largest |λ| of the model (ticks: 0, ±0.01, ±0.1, ±1)")
     ax.grid(False)
     _signed_log_ticks(ax)
     bar = figure.colorbar(image, ax=ax, ticks=range(-4, 1), pad=0.02)
@@ -201,6 +204,14 @@ def _decades(ax: Axes, values: pd.Series) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
+def _plain_ticks(axis: Axis, span: float) -> None:
+    """Label powers of ten, and where these are fewer than three, 1, 2 and 5 times them."""
+    if span < 300:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def lines(
     table: pd.DataFrame,
     panels: Mapping[str, tuple[str, str]],
@@ -247,11 +258,16 @@ def lines(
             legend=ax is axes.flat[0],
         )
         ax.set(title=title, xlabel=xlabel, ylabel=label)
-        ax.set_xscale("log" if "x" in log else "linear")
-        ax.set_yscale("log" if "y" in log else "linear")
+        for axis, name in ((ax.xaxis, "x"), (ax.yaxis, "y")):
+            if name in log:
+                getattr(ax, f"set_{name}scale")("log")
+                values = part[x if name == "x" else column]
+                _plain_ticks(axis, values.max() / values[values > 0].min())
         if guide is not None:
             ax.axvline(guide, color="0.4", linewidth=0.8, linestyle=":")
-    axes.flat[0].legend(title=None, frameon=False)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    axes.flat[0].get_legend().remove()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
     return figure
 
 
@@ -278,13 +294,16 @@ def spectrum_comparison(curves: pd.DataFrame) -> Figure:
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylim(1e-5, 3)
     axes[0, 0].set_ylabel("density per decade")
-    figure.supxlabel("eigenvalue, as a share of the block's largest |λ|", fontsize=8)
-    axes[0, 0].legend(frameon=False, fontsize=6)
+    figure.supxlabel(
+        "eigenvalue / largest |λ| of the block (ticks: 0, ±0.01, ±0.1, ±1)", fontsize=8
+    )
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
     return figure
 
 
 def _signed_log_ticks(ax: Axes) -> None:
-    """Label a signed-log axis by eigenvalue shares: ±1, ±1e-2 and 0, with ±1e-4 unlabelled."""
-    shares = np.array([-1, -1e-2, -1e-4, 0, 1e-4, 1e-2, 1])
-    labels = ["−1", "$-10^{-2}$", "", "0", "", "$10^{-2}$", "1"]
+    """Label a signed-log axis by eigenvalue shares: −1, 0 and 1, with a tick a decade between."""
+    shares = np.array([-1, -0.1, -0.01, 0, 0.01, 0.1, 1])
+    labels = ["−1", "", "", "0", "", "", "1"]
     ax.set_xticks(signed_log(shares, FLOOR), labels)

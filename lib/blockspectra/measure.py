@@ -16,7 +16,8 @@ from blockspectra.blocks import partition
 from blockspectra.distance import Estimate
 from blockspectra.results import Store
 from blockspectra.setups import setup
-from blockspectra.spectra import Spectra, block_spectra, progress_wanted
+from blockspectra.slq import block_spectra, progress_wanted
+from blockspectra.spectra import Spectra
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,13 @@ class Problem:
         ``padding_idx`` of embeddings off (it zeroes a row of the gradient that the loss does
         depend on, so double backward would not be the Hessian of any function); gradients on.
         """
-        precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        try:
+            precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        except RuntimeError as error:
+            raise ProblemError(
+                "TF32 is set both through fp32_precision and through PyTorch's older switches: use "
+                "torch.set_float32_matmul_precision alone."
+            ) from error
         embeddings = [
             m for m in self.model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)
         ]
@@ -84,6 +90,7 @@ class Problem:
         norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.training]
         kept = [{k: b.clone() for k, b in m.named_buffers(recurse=False)} for m in norms]
         with ExitStack() as stack:
+            stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             try:

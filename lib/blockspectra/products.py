@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from blockspectra.blocks import Block, whole
-from blockspectra.problem import Problem, differentiate_again
+from blockspectra.problem import Problem, ProblemError, differentiate_again
 
 
 class GradientGraph:
@@ -119,4 +119,10 @@ def dense_hessian(problem: Problem, block: Block, *, limit: int = 10_000) -> Ten
         unit = torch.eye(
             block.size, dtype=block.parameters[0].dtype, device=block.parameters[0].device
         )
-        return torch.stack([graph.product(block, row) for row in unit], dim=1)
+        hessian = torch.stack([graph.product(block, row) for row in unit], dim=1)
+    if not bool(torch.isfinite(hessian).all()):
+        raise ProblemError(
+            f"The Hessian of block {block.name!r} is not finite: some function has no second "
+            f"derivative at this point, or float32 overflows; try float64."
+        )
+    return hessian

@@ -25,8 +25,11 @@ from blockspectra.spectra import Spectra
 
 PACKAGE = Path(__file__).parent
 PRESETS = ("smoke", "laptop", "paper")
-# modules that draw, judge or keep results but cannot change a number
-PRESENTATION = {"__init__.py", "chapter.py", "claims.py", "figures.py", "report.py", "results.py"}
+# modules that only read what is stored: they draw, compare and judge, and change no stored number
+READERS = {
+    *("__init__.py", "accuracy.py", "chapter.py", "claims.py", "distance.py", "figures.py"),
+    *("report.py", "results.py"),
+}
 
 
 def repository() -> Path | None:
@@ -45,7 +48,7 @@ def code_version() -> str:
     """Digest of the sources that numbers depend on, 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
-        if path.name not in PRESENTATION or path.parent != PACKAGE:
+        if path.name not in READERS or path.parent != PACKAGE:
             digest.update(path.relative_to(PACKAGE).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

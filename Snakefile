@@ -1,0 +1,158 @@
+"""Runs the chapters at one preset and writes a page about them.
+
+`make reproduce PRESET=laptop` calls this; by hand: `.venv/bin/snakemake --cores 2 --config preset=laptop`.
+A chapter is run again where its notebook, its preset, the library or a chapter that it reads has
+changed; what is expensive in it is found in the store of results all the same.
+"""
+
+import fcntl
+import logging
+import os
+import sys
+from pathlib import Path
+
+import yaml
+from papermill import inspect_notebook
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+CHAPTERS = {  # chapter: the chapters whose results it reads
+    "02_estimator_accuracy": [],
+    "04_block_spectra": [],
+    "05_block_heterogeneity": ["04_block_spectra"],
+}
+CHAPTERS["00_claims"] = list(CHAPTERS)
+WORKERS = {"04_block_spectra": 2}  # processes, where more than one
+PRESETS = ("smoke", "laptop", "paper")
+
+
+def stop(sentence):
+    """End with one sentence, before anything has run, and a status that says so to make."""
+    print(sentence, file=sys.stderr, flush=True)
+    sys.exit(3)
+
+
+def check(chapter):
+    """Refuse parameters that the chapter's notebook does not have, or of another type."""
+    path = Path(f"notebooks/presets/{PRESET}/{chapter}.yaml")
+    for needed in (path, Path(f"notebooks/{chapter}.ipynb")):
+        if not needed.exists():
+            stop(f"{needed} is missing.")
+    try:
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        stop(f"{path} is not YAML: {' '.join(str(error).split())}.")
+    if not isinstance(given, dict) or given.get("preset") != PRESET:
+        stop(f"{path} must be a mapping of parameters that sets preset: {PRESET}.")
+    try:
+        known = inspect_notebook(f"notebooks/{chapter}.ipynb")
+    except Exception as error:
+        stop(f"notebooks/{chapter}.ipynb cannot be read: {error}.")
+    for name, value in given.items():
+        if name not in known:
+            stop(f"{path}: unknown parameter {name}; {chapter} takes {', '.join(known)}.")
+        kind = known[name]["inferred_type_name"].strip()
+        try:
+            TypeAdapter(eval(kind), config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError:
+            stop(f"{path}: parameter {name} must be of type {kind}, not {value!r}.")
+
+
+PRESET = config.get("preset", "laptop")
+if unknown := sorted(set(config) - {"preset"}):
+    stop(f"Unknown setting {', '.join(unknown)}: the only one is preset.")
+if PRESET not in PRESETS:
+    stop(f"Unknown preset {PRESET!r}: choose one of {', '.join(PRESETS)}.")
+logging.getLogger("papermill").setLevel(logging.WARNING)
+for chapter in CHAPTERS:
+    check(chapter)
+
+Path("build").mkdir(exist_ok=True)
+running = open("build/.running", "w")  # locked while this process lives, so never stale
+try:
+    fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    stop("The chapters are being run in this folder already: wait until that has ended.")
+
+# results are computed here, never taken from those committed in data/results
+os.environ["BLOCKSPECTRA_RESULTS"] = os.path.abspath("build/results")
+os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, not of the user
+os.environ.pop("MPLBACKEND", None)  # figures inline
+
+PYTHON = sys.executable
+LIBRARY = [p.as_posix() for p in sorted(Path("lib").rglob("*.py")) if p.name != "report.py"]
+NOTEBOOKS, RESULTS, LOGS = (f"build/{part}/{PRESET}" for part in ("notebooks", "results", "logs"))
+MADE = [f"{NOTEBOOKS}/{chapter}.{kind}" for chapter in CHAPTERS for kind in ("ipynb", "html")]
+MADE += [f"{RESULTS}/manifests/{chapter}.json" for chapter in CHAPTERS]
+
+
+wildcard_constraints:
+    chapter="|".join(CHAPTERS),
+
+
+rule all:
+    input:
+        "build/index.html",
+        MADE,
+
+
+rule chapter:
+    input:
+        notebook="notebooks/{chapter}.ipynb",
+        parameters=f"notebooks/presets/{PRESET}/{{chapter}}.yaml",
+        library=LIBRARY,
+        reads=lambda w: [f"{RESULTS}/manifests/{needed}.json" for needed in CHAPTERS[w.chapter]],
+    output:
+        notebook=f"{NOTEBOOKS}/{{chapter}}.ipynb",
+        manifest=f"{RESULTS}/manifests/{{chapter}}.json",
+    log:
+        f"{LOGS}/{{chapter}}.log",
+    params:
+        partial=f"{LOGS}/{{chapter}}.failed.ipynb",
+    threads: lambda w: WORKERS.get(w.chapter, 1)
+    shell:
+        """
+        # one thread a process; Snakemake would set the number of workers
+        export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1
+        echo "{wildcards.chapter}: running"
+        if ! {PYTHON:q} -m papermill {input.notebook} {params.partial} -f {input.parameters} \
+            --no-progress-bar > {log} 2>&1
+        then
+            reason=$(sed 's/\x1b[[][0-9;]*m//g' {log} | grep -v '^ *$' | tail -n 1)
+            echo "{wildcards.chapter} failed ($reason): see {log} and {params.partial}." >&2
+            exit 1
+        fi
+        mv {params.partial} {output.notebook}
+        if ! [ -e {output.manifest} ]
+        then
+            echo "{wildcards.chapter} failed: it left no {output.manifest}." >&2
+            exit 1
+        fi
+        echo "{wildcards.chapter}: done after $SECONDS s"
+        """
+
+
+rule html:
+    input:
+        f"{NOTEBOOKS}/{{chapter}}.ipynb",
+    output:
+        f"{NOTEBOOKS}/{{chapter}}.html",
+    log:
+        f"{LOGS}/{{chapter}}.html.log",
+    shell:
+        """
+        if ! {PYTHON:q} -m nbconvert --to html --embed-images {input} > {log} 2>&1
+        then
+            echo "{wildcards.chapter} was not turned into HTML: see {log}." >&2
+            exit 1
+        fi
+        """
+
+
+rule report:
+    input:
+        MADE,
+        library=["lib/blockspectra/report.py", "lib/blockspectra/claims.py"],
+    output:
+        "build/index.html",
+    shell:
+        "{PYTHON:q} -m blockspectra.report {RESULTS} {NOTEBOOKS} {output}"
