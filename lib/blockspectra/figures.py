@@ -12,6 +12,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -46,8 +47,8 @@ def use_style() -> None:
 def short(name: str) -> str:
     """Shorten a block's name for an axis: tied names to the first, modules that say nothing out."""
     first = name.split("=")[0]
-    for noise in ("attn.c_attn.", "attn.qkv.", "attn.", "mlp.", "features.", "blocks.", "layer."):
-        first = first.replace(noise, "features." if noise == "features." else "")
+    for silent in ("attn.c_attn.", "attn.qkv.", "attn.", "blocks.", "layer."):
+        first = first.replace(silent, "")
     return first
 
 
@@ -142,22 +143,27 @@ def spectrum_raster(densities: pd.DataFrame, model: str) -> Figure:
 
 
 def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
-    """Heat-maps of pairwise JS divergence, one a model, on one colour scale from 0 to ln 2."""
+    """Heat-maps of pairwise JS divergence, one a model, on one logarithmic scale up to ln 2."""
     columns = min(columns, len(matrices))
     rows = -(-len(matrices) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(PAGE, 1.95 * rows), squeeze=False)
     for ax, (model, matrix) in zip(axes.flat, matrices.items(), strict=False):
-        image = ax.imshow(matrix, cmap="rocket_r", vmin=0, vmax=np.log(2), interpolation="nearest")
+        image = ax.imshow(
+            matrix.clip(1e-4),
+            cmap="rocket_r",
+            norm=LogNorm(1e-4, np.log(2)),
+            interpolation="nearest",
+        )
         every = 1 if len(matrix) <= 12 else 2
         ticks = range(0, len(matrix), every)
         ax.set_yticks(ticks, [short(matrix.index[i]) for i in ticks], fontsize=4.5)
         ax.set_xticks([])
         mean = matrix.to_numpy()[np.triu_indices(len(matrix), 1)].mean()
-        ax.set_title(f"{model}: JS⁰ = {mean:.3f}")
+        ax.set_title(f"{model}: JS⁰ = {mean:.2g}")
         ax.grid(False)
     for ax in axes.flat[len(matrices) :]:
         ax.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, ticks=[0, 0.2, 0.4, 0.6])
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, extend="min")
     bar.set_label("Jensen–Shannon divergence (nats)")
     return figure
 
