@@ -6,10 +6,12 @@ default. Also: a figure, a verdict or a manifest that is not written where the r
 
 import hashlib
 import json
+from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
 import pytest
+import yaml
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -17,6 +19,7 @@ import matplotlib.pyplot as plt
 from blockspectra.chapter import Chapter, ParameterError, check_parameters
 from blockspectra.claims import Criterion, Finding
 
+LAPTOP = Path(__file__).parents[1] / "notebooks" / "presets" / "laptop"
 ANNOTATIONS = {
     "preset": str,
     "steps": int,
@@ -52,8 +55,24 @@ def namespace(injected="", **values):
     }
 
 
+@pytest.fixture(autouse=True)
+def _preset_is_what_the_namespace_holds(monkeypatch):
+    monkeypatch.setattr(Chapter, "_is_preset", lambda self: True)
+
+
 def chapter(name="05_block_heterogeneity"):
     return Chapter(name, namespace())
+
+
+def test_a_run_with_parameters_of_ones_own_never_changes_a_verdict(monkeypatch, tmp_path):
+    monkeypatch.undo()
+    monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
+    defaults = yaml.safe_load(Path(LAPTOP, "04_block_spectra.yaml").read_text())
+    kinds = {name: type(value) for name, value in defaults.items()}
+    for values, folder in ((defaults, "laptop"), (defaults | {"model": "gpt"}, "laptop/own")):
+        run = Chapter("04_block_spectra", {"__annotations__": kinds, **values})
+        run.conclude("C3", [Criterion("it", 1, 0, 0)], "")
+        assert (tmp_path / folder / "claims" / "C3.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,18 @@ import ast
 import json
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
+import yaml
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from blockspectra.claims import CLAIMS, Criterion, Finding
 from blockspectra.figures import use_style
-from blockspectra.results import Store, digest, environment, write_text
+from blockspectra.results import Store, digest, environment, repository, write_text
 
 
 class ParameterError(ValueError):
@@ -31,6 +33,10 @@ class ParameterError(ValueError):
 
 class Chapter:
     """One run of a notebook.
+
+    What it leaves (figures, claims, manifest) goes into the store of its preset; a run with other
+    parameters than the preset's leaves it in a folder ``own`` there, so that trying things out
+    never changes a verdict.
 
     Parameters
     ----------
@@ -53,8 +59,20 @@ class Chapter:
         except ValueError as error:
             raise ParameterError(str(error)) from None
         use_style()
+        self.folder = self.store.path if self._is_preset() else self.store.path / "own"
         self.data: dict[str, str] = {}  #: data set → checksum, filled by the caller
         self.wrote: dict[str, str] = {}  #: file → sha256 of what this run wrote
+
+    def _is_preset(self) -> bool:
+        """Say whether the parameters are the preset's: only then may the claims' table change."""
+        folder = (repository() or Path()) / "notebooks" / "presets"
+        files = [
+            folder / preset / f"{self.name}.yaml" for preset in ("laptop", self.store.path.name)
+        ]
+        if not all(file.exists() for file in files):
+            return True
+        default, changed = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
+        return self.parameters == default | changed
 
     def choose(self, text: str, known: Iterable[str]) -> list[str]:
         """Split a parameter such as ``"vgg, gpt"`` and refuse what is not known."""
@@ -69,7 +87,7 @@ class Chapter:
 
     def figure(self, name: str, figure: Figure, data: pd.DataFrame, caption: str) -> None:
         """Keep a figure as PDF and PNG with the CSV and the caption beside it, and show it."""
-        folder = self.store.path / "figures" / self.name
+        folder = self.folder / "figures" / self.name
         folder.mkdir(parents=True, exist_ok=True)
         for suffix, settings in (
             ("pdf", {"metadata": {"CreationDate": None}}),
@@ -79,7 +97,7 @@ class Chapter:
         write_text(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g"))
         write_text(folder / f"{name}.txt", caption + "\n")
         files = [f"figures/{self.name}/{name}.{suffix}" for suffix in ("pdf", "png", "csv", "txt")]
-        self.wrote |= {f: digest(self.store.path / f) for f in files}
+        self.wrote |= {f: digest(self.folder / f) for f in files}
         plt.close(figure)  # or the notebook would show it a second time
         display(figure, Markdown(f"**{name.replace('_', ' ').capitalize()}.** {caption}"))
 
@@ -88,7 +106,7 @@ class Chapter:
         finding = Finding(claim, criteria, note)
         if CLAIMS[claim][2] != self.name:
             raise ValueError(f"{claim} is measured by {CLAIMS[claim][2]}, not by {self.name}.")
-        path = finding.save(self.store.path)
+        path = finding.save(self.folder)
         self.wrote[f"claims/{path.name}"] = digest(path)
         print(f"{claim}: {finding.verdict}")
         return finding
@@ -104,10 +122,11 @@ class Chapter:
             "wall_time_s": round(time.perf_counter() - self.started, 1),
             **environment(),
         }
-        text = json.dumps(manifest, indent=1, sort_keys=True) + "\n"
-        write_text(self.store.path / "manifests" / f"{self.name}.json", text)
+        text = json.dumps(manifest, indent=1) + "\n"
+        write_text(self.folder / "manifests" / f"{self.name}.json", text)
         files, figures = len(self.store.used), sum(f.endswith(".pdf") for f in self.wrote)
-        return f"{self.name}: {files} results, {figures} figures, manifest written"
+        own = "" if self.folder == self.store.path else ", under own/: not the preset's parameters"
+        return f"{self.name}: {files} results, {figures} figures, manifest written{own}"
 
 
 def check_parameters(namespace: dict) -> dict:

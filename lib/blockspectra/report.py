@@ -47,7 +47,8 @@ none does. Where data or sizes are not the paper's, the note says so.</p>
 <thead><tr><th>Claim<th>What the paper says<th>Measured here<th>Verdict</thead>
 {% for row in claims %}<tr><td>{{ row.claim }}
 <td>{{ row.statement }} <small>({{ row.paper }})</small>
-<td>{{ row.measured }}{% if row.note %}<br><small>{{ row.note }}</small>{% endif %}
+<td>{% for part in row.measured.split("; ") %}{{ part }}<br>{% endfor %}
+{% if row.note %}<small>{{ row.note }}</small>{% endif %}
 <td><b class="{{ row.verdict.replace(' ', '-') }}">{{ row.verdict }}</b>
 {% if row.link %}<br><a href="{{ row.link }}">{{ row.chapter }}</a>{% endif %}
 {% endfor %}</table>
