@@ -27,7 +27,7 @@ PACKAGE = Path(__file__).parent
 PRESETS = ("smoke", "laptop", "paper")
 # modules that only read what is stored: they draw, compare and judge, and change no stored number
 READERS = {
-    *("__init__.py", "accuracy.py", "chapter.py", "claims.py", "distance.py", "figures.py"),
+    *("__init__.py", "accuracy.py", "chapter.py", "claims.py", "distance.py", "figures"),
     *("report.py", "results.py"),
 }
 
@@ -48,7 +48,7 @@ def code_version() -> str:
     """Digest of the sources that numbers depend on, 12 hexadecimal digits."""
     digest = hashlib.sha256()
     for path in sorted(PACKAGE.rglob("*.py")):
-        if path.name not in READERS or path.parent != PACKAGE:
+        if path.relative_to(PACKAGE).parts[0] not in READERS:
             digest.update(path.relative_to(PACKAGE).as_posix().encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]

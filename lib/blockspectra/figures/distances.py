@@ -1,0 +1,71 @@
+"""Figures of distances between spectra: heat-maps, and models under many measures."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from blockspectra.figures.style import FAMILY, PAGE, decades, short
+
+
+def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
+    """Heat-maps of pairwise JS divergence, one a model, on one logarithmic scale up to ln 2."""
+    columns = min(columns, len(matrices))
+    rows = -(-len(matrices) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(PAGE, 1.95 * rows), squeeze=False)
+    for ax, (model, matrix) in zip(axes.flat, matrices.items(), strict=False):
+        image = ax.imshow(
+            matrix.clip(1e-4),
+            cmap="rocket_r",
+            norm=LogNorm(1e-4, np.log(2)),
+            interpolation="nearest",
+        )
+        every = 1 if len(matrix) <= 12 else 2
+        ticks = range(0, len(matrix), every)
+        ax.set_yticks(ticks, [short(matrix.index[i]) for i in ticks], fontsize=4.5)
+        ax.set_xticks([])
+        mean = matrix.to_numpy()[np.triu_indices(len(matrix), 1)].mean()
+        ax.set_title(f"{model}: JS⁰ = {mean:.2g}")
+        ax.grid(False)
+    for ax in axes.flat[len(matrices) :]:
+        ax.set_visible(False)
+    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, extend="min")
+    bar.set_label("Jensen–Shannon divergence (nats)")
+    return figure
+
+
+def heterogeneity_by_measure(table: pd.DataFrame) -> Figure:
+    """Heterogeneity of every model under every measure, a panel a measure, with error bars.
+
+    Parameters
+    ----------
+    table : DataFrame
+        model, family, measure, unit, value, standard_error; a row with measure ``reported`` gives
+        the paper's number.
+    """
+    measures = list(dict.fromkeys(table["measure"]))
+    columns = 3
+    rows = -(-len(measures) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(PAGE, 1.5 * rows), squeeze=False)
+    models = list(dict.fromkeys(table["model"]))
+    for ax, measure in zip(axes.flat, measures, strict=False):
+        part = table[table["measure"] == measure].set_index("model").reindex(models)
+        for i, (_, row) in enumerate(part.iterrows()):
+            if np.isfinite(row["value"]):
+                error = 2 * np.nan_to_num(row["standard_error"])
+                ax.errorbar(
+                    row["value"], i, xerr=error, fmt="o", ms=3.5, color=FAMILY[row["family"]]
+                )
+        ax.set_xscale("log")
+        decades(ax, part["value"].dropna())
+        ax.set_yticks(range(len(models)), models if ax in axes[:, 0] else [])
+        ax.set_ylim(len(models) - 0.5, -0.5)
+        unit = part["unit"].dropna().iloc[0]
+        ax.set_title(measure)
+        ax.set_xlabel(unit, fontsize=7)
+    for ax in axes.flat[len(measures) :]:
+        ax.set_visible(False)
+    return figure
