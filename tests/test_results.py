@@ -94,15 +94,15 @@ def test_other_code_computes_again(monkeypatch):
 
 
 def test_the_code_version_follows_what_computes_and_not_what_draws(monkeypatch, tmp_path):
-    for name in ("lanczos.py", "figures.py", "models/gpt.py", "models/__init__.py"):
+    for name in ("lanczos.py", "figures/style.py", "models/gpt.py", "models/__init__.py"):
         write_text(tmp_path / name, "x = 1")
     monkeypatch.setattr(results, "PACKAGE", tmp_path)
     versions = {}
-    for name in (None, "figures.py", "lanczos.py", "models/gpt.py", "models/__init__.py"):
+    for name in (None, "figures/style.py", "lanczos.py", "models/gpt.py", "models/__init__.py"):
         if name:
             write_text(tmp_path / name, "x = 2")
         versions[name] = code_version.__wrapped__()
-    assert versions["figures.py"] == versions[None]
+    assert versions["figures/style.py"] == versions[None]
     assert len(set(versions.values())) == 4
     assert len(versions[None]) == 12
 

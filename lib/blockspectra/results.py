@@ -140,7 +140,10 @@ def environment() -> dict:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux, bytes on macOS
+    peak = max(  # of the largest process; KiB on Linux, bytes on macOS
+        resource.getrusage(who).ru_maxrss
+        for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    )
     return {
         **_commit(),
         "code": code_version(),
