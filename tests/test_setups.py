@@ -125,3 +125,10 @@ def test_an_unknown_model_or_size_is_refused(arguments, sentence):
 def test_samples_that_make_no_equal_batches_are_refused(samples, batches):
     with pytest.raises(ValueError, match=f"{samples} samples do not make {batches} equal batches"):
         setup("vgg", "tiny", samples=samples, batches=batches)
+
+
+@pytest.mark.parametrize("name", ["resnet", "bert"])
+def test_a_model_of_the_papers_size_has_a_finite_loss_on_its_data(name):
+    problem = setup(name, "paper", samples=1).problem
+    with torch.no_grad():
+        assert torch.isfinite(problem.value(problem.batches[0]))

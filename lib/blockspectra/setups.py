@@ -139,12 +139,14 @@ def setup(
     elif name == "bert":
         # full windows of 128 tokens at the paper's size; small ones know the frequent tokens only
         context = min(configuration.context, 128)
-        vocabulary = {"tiny": 64, "small": 1000, "paper": configuration.vocab}[size]
+        vocabulary = {"tiny": 64, "small": 1000, "paper": 17_000}[size]  # the text has 17,599
         data = datasets.dialogue(context=context, windows=samples, vocabulary=vocabulary, seed=seed)
-        configuration = replace(configuration, vocab=data.classes)
+        if size != "paper":
+            configuration = replace(configuration, vocab=data.classes)
     else:
-        side = {"tiny": 8, "small": 32, "paper": 224}[size]
-        data = datasets.photographs(size=side, crops=max(8, samples // 8), seed=seed)
+        # a crop of 224 at half size would be larger than half of the smallest photograph
+        side, scale = {"tiny": (8, 0.5), "small": (32, 0.5), "paper": (224, 1.0)}[size]
+        data = datasets.photographs(size=side, crops=max(8, samples // 8), scale=scale, seed=seed)
         configuration = replace(configuration, classes=data.classes)
     if not literal_init:
         configuration = _keep_gain(configuration, architecture.configurations["paper"])
