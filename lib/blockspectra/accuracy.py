@@ -145,7 +145,8 @@ def divergence_bias(
     DataFrame
         axis (with its c, as a share of the largest |λ|, or its σ), steps, exact, estimate (nats).
     """
-    top = max(np.abs(values).max() for values in blocks.values())
+    every = np.concatenate(list(blocks.values()))
+    top = np.abs(every).max()
     runs = [run(e, max(steps), probes, seed=i) for i, e in enumerate(blocks.values())]
     uniform = [(e[None], np.full((1, len(e)), 1 / len(e))) for e in blocks.values()]
     estimates = {m: [quadrature(r, min(m, len(r[0].alpha))) for r in runs] for m in steps}
@@ -153,10 +154,8 @@ def divergence_bias(
     rows = []
     for axis, (share, sigma) in (axes | {"raw, σ² = 1e-5": (None, SIGMA["raw"])}).items():
         move = (lambda x: x) if share is None else (lambda x, c=share * top: signed_log(x, c))
-        ends = [
-            move(f(e.min() if f is min else e.max() for e in blocks.values())) for f in (min, max)
-        ]
-        edges = np.arange(ends[0] - 5 * sigma, ends[1] + 5 * sigma, sigma / 4)
+        low, high = move(every.min()), move(every.max())
+        edges = np.arange(low - 5 * sigma, high + 5 * sigma, sigma / 4)
 
         def mean(measures, move=move, edges=edges, sigma=sigma):
             mass = [bin_mass(move(n), w, edges, sigma).mean(0) for n, w in measures]

@@ -84,9 +84,9 @@ def shares(
     Why these defaults: m Lanczos steps resolve the inside of a broad spectrum to about 1/m of its
     width. A smaller c (or, on the raw axis, the released code's σ) spreads what lies below that
     over several decades, where single Ritz values are seen instead of the spectrum: with 30 steps
-    and c = 1e-5 the mean divergence between the blocks of a small GPT comes out twice as large as
-    from exact eigenvalues. Chapter 02 measures this bias for several c and axes; c = 1e-3 with
-    σ = 0.4 decades is the finest that 30 steps get right. No verdict enters the choice.
+    and c = 1e-5 the mean divergence between the blocks of a small GPT comes out nearly twice as
+    large as from exact eigenvalues. Chapter 02 measures this bias for several c and axes; c = 1e-3
+    with σ = 0.4 decades is the finest that 30 steps get right. No verdict enters the choice.
     """
     if axis not in AXES:
         raise ValueError(f"Unknown axis {axis!r}: choose one of {', '.join(AXES)}.")
