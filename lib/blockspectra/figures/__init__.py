@@ -12,16 +12,20 @@ from blockspectra.figures.spectra import (
     spectrum_raster,
 )
 from blockspectra.figures.style import COLUMN, PAGE, lines, use_style
+from blockspectra.figures.training import gap_against, rate_search, training_curves
 
 __all__ = [
     "COLUMN",
     "PAGE",
     "blockwise_spectra",
     "distance_maps",
+    "gap_against",
     "heterogeneity_by_measure",
     "lines",
+    "rate_search",
     "relative_density",
     "spectrum_comparison",
     "spectrum_raster",
+    "training_curves",
     "use_style",
 ]

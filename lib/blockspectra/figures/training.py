@@ -1,0 +1,136 @@
+"""Figures of training: loss curves of searched optimizers, and what the searches looked like."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from blockspectra.figures.style import COLUMN, FAMILY, PAGE
+from blockspectra.training import OPTIMIZERS
+
+_COLORBLIND = sns.color_palette("colorblind")
+OPTIMIZER = {  # colours of families and of optimizers do not meet
+    "sgd": _COLORBLIND[7],
+    "momentum": _COLORBLIND[4],
+    "adam": _COLORBLIND[8],
+    "adamw": _COLORBLIND[2],
+}
+
+
+def training_curves(table: pd.DataFrame, columns: int = 3) -> Figure:
+    """Loss against step, a panel a model: median over seeds, with a band from least to largest.
+
+    Parameters
+    ----------
+    table : DataFrame
+        panel, optimizer, seed, step, loss (nats); a run that diverged is drawn until there.
+    columns : int
+        Panels in a row.
+    """
+    panels = list(dict.fromkeys(table["panel"]))
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(PAGE * columns / 3, 1.75 * rows + 0.2), squeeze=False
+    )
+    for ax, panel in zip(axes.flat, panels, strict=False):
+        part = table[(table["panel"] == panel) & np.isfinite(table["loss"])]
+        for name, one in part.groupby("optimizer", sort=False):
+            by_step = one.groupby("step")["loss"]
+            ax.plot(by_step.median(), color=OPTIMIZER[name], label=OPTIMIZERS[name].title)
+            ax.fill_between(
+                by_step.min().index,
+                by_step.min(),
+                by_step.max(),
+                color=OPTIMIZER[name],
+                alpha=0.2,
+                linewidth=0,
+            )
+        ax.set_title(panel)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    figure.supxlabel("step", fontsize=8)
+    figure.supylabel("training loss (nats)", fontsize=8)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def rate_search(table: pd.DataFrame, columns: int = 3) -> Figure:
+    """Draw final loss against learning rate, a panel a model; a cross at the top has diverged.
+
+    Parameters
+    ----------
+    table : DataFrame
+        panel, optimizer, rate, seed, score (nats, ``inf`` where diverged), part.
+    columns : int
+        Panels in a row.
+    """
+    panels = list(dict.fromkeys(table["panel"]))
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(PAGE * columns / 3, 1.75 * rows + 0.2), squeeze=False, sharex=True
+    )
+    runs = table.drop_duplicates(["panel", "optimizer", "rate", "seed", "part"])
+    for ax, panel in zip(axes.flat, panels, strict=False):
+        part = runs[runs["panel"] == panel]
+        top = part["score"][np.isfinite(part["score"])].max() * 1.05
+        for name, one in part.groupby("optimizer", sort=False):
+            searched = one[one["part"] == "search"].groupby("rate")["score"].mean()
+            drawn = searched.clip(upper=top)
+            ax.plot(drawn, "-o", ms=3, color=OPTIMIZER[name], label=OPTIMIZERS[name].title)
+            lost = drawn[~np.isfinite(searched)]
+            ax.plot(lost.index, lost, "x", ms=5, color=OPTIMIZER[name])
+            best = one[one["part"] == "best"]
+            ax.plot(
+                best["rate"],
+                best["score"].clip(upper=top),
+                "D",
+                mfc="none",
+                ms=4,
+                color=OPTIMIZER[name],
+            )
+        ax.set_xscale("log")
+        ax.set_title(panel)
+    for ax in axes.flat[len(panels) :]:
+        ax.set_visible(False)
+    figure.supxlabel("largest learning rate", fontsize=8)
+    figure.supylabel("final training loss (nats)", fontsize=8)
+    handles, labels = axes.flat[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def gap_against(table: pd.DataFrame, xlabel: str, on_par: float, clearly_worse: float) -> Figure:
+    """Gap between SGD and AdamW against heterogeneity, a point a model, with two standard errors.
+
+    Parameters
+    ----------
+    table : DataFrame
+        model, family, value, value_error, gap, gap_error.
+    xlabel : str
+        What ``value`` is, with its unit.
+    on_par, clearly_worse : float
+        Thresholds, drawn as lines.
+    """
+    figure, ax = plt.subplots(figsize=(COLUMN * 1.25, 2.6))
+    for _, row in table.iterrows():
+        ax.errorbar(
+            row["value"],
+            row["gap"],
+            xerr=2 * np.nan_to_num(row["value_error"]),
+            yerr=2 * np.nan_to_num(row["gap_error"]),
+            fmt="o",
+            ms=4,
+            color=FAMILY[row["family"]],
+        )
+        ax.annotate(
+            row["model"], (row["value"], row["gap"]), (4, 4), textcoords="offset points", fontsize=7
+        )
+    for height, style in ((on_par, ":"), (clearly_worse, "--")):
+        ax.axhline(height, color="0.4", linewidth=0.8, linestyle=style)
+    ax.set_xscale("log")
+    ax.set(xlabel=xlabel, ylabel="gap (share of AdamW's progress\nthat SGD lacks)")
+    return figure
