@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blockspectra import search as module
+from blockspectra import contest as module
+from blockspectra.contest import Contest
 from blockspectra.results import Store
-from blockspectra.search import Contest, gap, grids_table, last, rate_of, search, windowed
+from blockspectra.search import gap, grids_table, last, rate_of, search, windowed
 
 
 def valley(bottoms, tried=None):
@@ -27,16 +28,51 @@ def valley(bottoms, tried=None):
     return runs
 
 
-@given(bottom=st.integers(-12, 4), start=st.integers(-8, 0), other=st.integers(-8, 0))
-def test_every_search_ends_inside_grids_of_one_size(bottom, start, other):
-    bottoms = {"momentum": bottom + 0.1, "adamw": -4.0}
-    grids = {"momentum": range(start, start + 3), "adamw": range(other, other + 4)}
-    table = search(valley(bottoms), grids, searched=[0], fresh=[1, 2], most=30)
+@given(
+    bottom=st.integers(-12, 4),
+    other=st.integers(-12, 4),
+    starts=st.tuples(st.integers(-8, 0), st.integers(-8, 0)),
+    repeated=st.sampled_from([(), (3,)]),
+)
+def test_every_search_ends_inside_grids_of_one_size(bottom, other, starts, repeated):
+    bottoms = {"momentum": bottom + 0.1, "adamw": other - 0.2}
+    grids = {name: range(s, s + n) for name, s, n in zip(bottoms, starts, (3, 4), strict=True)}
+    table = search(valley(bottoms), grids, searched=[0], repeated=repeated, fresh=[1, 2], most=40)
     found = grids_table(table).set_index("optimizer")
     assert found["interior"].all()
     assert len(set(found["rates"])) == 1
     assert found.loc["momentum", "best"] == rate_of(bottom)
-    assert found.loc["adamw", "best"] == rate_of(-4)
+    assert found.loc["adamw", "best"] == rate_of(other)
+    assert set(table["seed"]) == {0, 1, 2, *repeated}
+    assert not table.duplicated(["optimizer", "rate", "seed"]).any()
+
+
+def test_a_better_rate_found_while_grids_are_made_equal_is_not_left_at_the_edge():
+    def two_valleys(optimizer, rates, seeds):  # a second, deeper one beyond a rise
+        table = valley({"momentum": -3, "adamw": 6})(optimizer, rates, seeds)
+        exponents = (2 * np.log10(table["rate"])).round()
+        return table.assign(score=table["score"].where(exponents != -1, -9.0))
+
+    grids = {"momentum": range(-4, -1), "adamw": range(5, 9)}
+    found = grids_table(search(two_valleys, grids, searched=[0], fresh=[1])).set_index("optimizer")
+    assert found.loc["momentum", "best"] == rate_of(-1)
+    assert found["interior"].all()
+    assert len(set(found["rates"])) == 1
+
+
+def test_a_rate_that_did_well_once_is_tried_again():
+    def lucky(optimizer, rates, seeds):
+        table = valley({"sgd": -3})(optimizer, rates, seeds)
+        unstable = (table["rate"] == rate_of(-2)) & (table["seed"] > 0)
+        lucky_once = (table["rate"] == rate_of(-2)) & (table["seed"] == 0)
+        return table.assign(score=table["score"].mask(unstable, np.inf).mask(lucky_once, -1.0))
+
+    grid = {"sgd": range(-5, 0)}
+    once = search(lucky, grid, searched=[0], fresh=[9])
+    again = search(lucky, grid, searched=[0], repeated=[1, 2], fresh=[9])
+    assert grids_table(once)["best"].tolist() == [rate_of(-2)]
+    assert grids_table(again)["best"].tolist() == [rate_of(-3)]
+    assert set(again.loc[again["seed"] == 1, "rate"]) == {rate_of(-3), rate_of(-2)}
 
 
 def test_the_best_rates_are_run_again_on_seeds_that_took_no_part():
@@ -65,10 +101,11 @@ def test_rates_that_diverge_lose_and_a_hopeless_search_ends():
         search(valley({"sgd": 9}), {"sgd": range(3)}, searched=[0], fresh=[1], most=5)
 
 
-@pytest.mark.parametrize("seeds", [([0], [0]), ([], [1]), ([0], [])])
+@pytest.mark.parametrize("seeds", [([0], [], [0]), ([], [], [1]), ([0], [], []), ([0], [1], [1])])
 def test_seeds_of_the_search_are_not_reported(seeds):
+    given = dict(zip(("searched", "repeated", "fresh"), seeds, strict=True))
     with pytest.raises(ValueError, match="Give seeds for the search, and others"):
-        search(valley({"sgd": 0}), {"sgd": range(-1, 2)}, searched=seeds[0], fresh=seeds[1])
+        search(valley({"sgd": 0}), {"sgd": range(-1, 2)}, **given)
 
 
 def best_runs(slow, fast, first=4.0):
@@ -92,6 +129,10 @@ def test_the_gap_is_the_share_of_progress_that_is_lacking():
 
 def test_a_run_that_diverged_made_no_progress():
     assert gap(best_runs([np.inf, np.inf], [2.0, 2.0])).mean == pytest.approx(1)
+
+
+def test_there_is_no_gap_where_adamw_makes_no_progress():
+    assert np.isnan(gap(best_runs([1.0, 1.0], [2.0, 5.0])).mean)
 
 
 def test_the_gap_ignores_the_search():
@@ -138,7 +179,8 @@ def test_a_contest_trains_what_it_says(store):
     assert set(table["optimizer"]) == {"momentum", "adamw"}
     assert grids_table(table)["interior"].all()
     assert table["step"].max() == 12
-    assert set(table.loc[table["part"] == "best", "seed"]) == {1}
+    assert set(table.loc[table["part"] == "best", "seed"]) == {3}
+    assert set(table["seed"]) == {0, 1, 2, 3}
     assert not table.isna().any(axis=None)
     other = Contest("vgg", "tiny", samples=40, batch=8, steps=12, seeds=1, rates=3, windows=3)
     assert other.run(store, "adamw", 0.01, 0)["step"].tolist() == [4, 8, 12]
