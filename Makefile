@@ -23,7 +23,7 @@ unexport JUPYTER_PATH
 unexport MPLBACKEND
 unexport PYTHONPATH
 
-.PHONY: help reproduce test lab notebooks results constraints clean
+.PHONY: help reproduce test lab notebooks results bench constraints clean
 
 help:
 	@echo 'make reproduce    run every chapter, write build/index.html, print the claims (PRESET=smoke|laptop|paper, CORES=2)'
@@ -33,6 +33,7 @@ help:
 	@echo 'for maintainers:'
 	@echo 'make results      copy the results of make reproduce into data/results/, to be committed (PRESET=...)'
 	@echo 'make notebooks    run the notebooks in place at their defaults, to be committed with their outputs'
+	@echo 'make bench        measure costs again, into tests/benchmarks/results/'
 	@echo 'make constraints  renew constraints.txt (TORCH=torch==2.13.0)'
 
 reproduce: $(READY)
@@ -65,6 +66,9 @@ notebooks: $(READY)
 	done
 	@$(BIN)/python -m nbstripout --keep-output --keep-count \
 	    --extra-keys 'metadata.papermill cell.metadata.papermill' $(CHAPTERS) notebooks/00_claims.ipynb
+
+bench: $(READY)
+	@for benchmark in tests/benchmarks/*.py; do $(BIN)/python "$$benchmark" || exit 1; done
 
 clean:
 	rm -rf build .snakemake .pytest_cache .ruff_cache .hypothesis .ipynb_checkpoints notebooks/.ipynb_checkpoints

@@ -16,12 +16,22 @@ from papermill import inspect_notebook
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 CHAPTERS = {  # chapter: the chapters whose results it reads
+    "01_block_diagonal_hessian": [],
     "02_estimator_accuracy": [],
+    "03_full_spectra": [],
     "04_block_spectra": [],
     "05_block_heterogeneity": ["04_block_spectra"],
+    "06_adam_vs_sgd": ["04_block_spectra"],
+    "07_man_made_mlp": [],
+    "08_mlp_mixer": ["04_block_spectra", "06_adam_vs_sgd"],
+    "09_pretrained_gpt2": [],
+    "10_quadratics": ["04_block_spectra"],
+    "11_theory": [],
 }
+# processes, where more than one
+PARALLEL = ("01", "03", "04", "05", "06", "07", "09")
+WORKERS = {chapter: 2 for chapter in CHAPTERS if chapter.startswith(PARALLEL)}
 CHAPTERS["00_claims"] = list(CHAPTERS)
-WORKERS = {"04_block_spectra": 2}  # processes, where more than one
 PRESETS = ("smoke", "laptop", "paper")
 
 

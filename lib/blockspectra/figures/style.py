@@ -55,6 +55,7 @@ def lines(
     xlabel: str,
     log: str = "xy",
     guide: float | None = None,
+    markers: bool = True,
 ) -> Figure:
     """Curves in panels side by side that share their x axis: seaborn lines, with bands if repeated.
 
@@ -70,6 +71,8 @@ def lines(
         Logarithmic axes.
     guide : float, optional
         A vertical line at this x.
+    markers : bool
+        A dot at each point.
     """
     figure, axes = plt.subplots(
         1, len(panels), figsize=(PAGE if len(panels) > 1 else COLUMN * 1.2, 2.2), squeeze=False
@@ -82,7 +85,7 @@ def lines(
             y=column,
             hue=hue,
             style=hue,
-            markers=True,
+            markers=markers,
             dashes=False,
             ms=4,
             ax=ax,

@@ -1,0 +1,354 @@
+r"""Quadratics with prescribed block spectra: gradient descent, Adam, and what theory says of them.
+
+:math:`\min_w ½ w^\top H w` with :math:`H = \mathrm{diag}(H_1, …, H_L)`, each block
+:math:`H_l = Q_l Λ_l Q_l^\top` in its own random orthogonal basis. Adam with β₁ = 0 and β₂ = 1 keeps
+the preconditioner of its first gradient, :math:`D = \mathrm{diag}|g^0|`, so it is linear as GD is:
+
+.. math:: w^{k+1} = (I - η D^{-1} H) w^k \qquad (D = I \text{ for GD}),
+
+and any number of steps costs one eigendecomposition of :math:`D^{-1/2} H D^{-1/2}` (`modes`).
+Everything is float64, batched over starts; a step η is a number or a Tensor, one for each start.
+Source: Zhang et al., "Why Transformers Need Adam: A Hessian Perspective", 2024.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+CASES = {
+    3: ((1, 2, 3), (99, 100, 101), (4998, 4999, 5000)),  # heterogeneous blocks
+    4: ((1, 99, 4998), (2, 100, 4999), (3, 101, 5000)),  # homogeneous blocks, the same spectrum
+}
+ROTATIONS, STARTS, SAMPLES = range(3)  # streams of one seed: no draw reuses another's numbers
+
+
+def eigenvalues(case: int) -> list[Tensor]:
+    """Eigenvalues of the blocks of Case 3 (heterogeneous) or 4 (homogeneous), κ = 5000."""
+    if case not in CASES:
+        raise ValueError(f"Unknown case {case!r}: 3 and 4 are fixed, 1 and 2 are measured spectra.")
+    return [torch.tensor(block, dtype=torch.float64) for block in CASES[case]]
+
+
+def sampled_eigenvalues(
+    nodes: Sequence[np.ndarray],
+    weights: Sequence[np.ndarray] | None = None,
+    *,
+    count: int = 30,
+    kappa: float = 5000.0,
+    seed: int = 0,
+) -> list[Tensor]:
+    """Draw eigenvalues from measured block spectra: Case 1 (a Transformer's) or 2 (a CNN's).
+
+    One affine map for all blocks takes the smallest value drawn to 1 and the largest to ``kappa``,
+    so the blocks' ranges keep their proportions. Negative eigenvalues are drawn like the others and
+    the map's shift makes them positive; what lies near zero then lands above 1.
+
+    Parameters
+    ----------
+    nodes, weights : sequences of arrays, one a block, of any shape (probes are pooled)
+        Ritz values and Gauss weights, or samples of eigenvalues without weights.
+    count : int
+        Eigenvalues a block, drawn with replacement, returned ascending.
+    """
+    if not kappa > 1 or count < 1:
+        raise ValueError(f"Give kappa above 1 and count from 1 on, not {kappa} and {count}.")
+    if weights is None:
+        weights = [np.ones(np.shape(block)) for block in nodes]
+    if not 0 < len(nodes) == len(weights):
+        raise ValueError(f"Give nodes and weights of each block, not {len(nodes)}, {len(weights)}.")
+    drawn = []
+    for i, (node, weight) in enumerate(zip(nodes, weights, strict=True)):
+        node, weight = np.asarray(node, np.float64).ravel(), np.asarray(weight, np.float64).ravel()
+        if node.shape != weight.shape or not np.isfinite(node).all():
+            raise ValueError(f"Block {i} needs finite nodes, one for each weight.")
+        if not (weight >= 0).all() or not 0 < weight.sum() < np.inf:
+            raise ValueError(f"The weights of block {i} must not be negative, nor all zero.")
+        rng = np.random.default_rng([seed, SAMPLES, i])
+        drawn.append(np.sort(rng.choice(node, count, p=weight / weight.sum())))
+    low, high = min(block[0] for block in drawn), max(block[-1] for block in drawn)
+    if not high > low:
+        raise ValueError(f"All values drawn are {low}: no affine map gives them a kappa above 1.")
+    return [torch.from_numpy(1 + (block - low) / (high - low) * (kappa - 1)) for block in drawn]
+
+
+@dataclass(frozen=True, eq=False)
+class Quadratic:
+    """``½ wᵀHw``, batched over draws of the rotations; made by `Quadratic.draw`."""
+
+    blocks: tuple[Tensor, ...]  #: (d_l,) positive eigenvalues, one tensor a block
+    rotations: tuple[Tensor, ...]  #: (draw, d_l, d_l) orthogonal, one tensor a block
+
+    @classmethod
+    def draw(cls, blocks: Sequence[Tensor], *, draws: int = 1, seed: int = 0) -> "Quadratic":
+        """Rotate each block Haar-randomly. The first n of many draws are those of n draws."""
+        if draws < 1 or not blocks:
+            raise ValueError("Draw at least one quadratic, of at least one block.")
+        rotations = []
+        for i, block in enumerate(blocks):
+            _positive(block, "Every eigenvalue")
+            rng = np.random.default_rng([seed, ROTATIONS, i])
+            q, r = np.linalg.qr(rng.standard_normal((draws, len(block), len(block))))
+            sign = np.sign(np.diagonal(r, axis1=1, axis2=2))  # LAPACK's own signs are not Haar
+            rotations.append(torch.from_numpy(q * sign[:, None, :]))
+        return cls(tuple(block.to(torch.float64) for block in blocks), tuple(rotations))
+
+    @cached_property
+    def hessian(self) -> Tensor:
+        """H, (draw, d, d), block-diagonal."""
+        dense = [(q * block) @ q.mT for block, q in zip(self.blocks, self.rotations, strict=True)]
+        return torch.stack([torch.block_diag(*draw) for draw in zip(*dense, strict=True)])
+
+    @property
+    def extremes(self) -> tuple[float, float]:
+        """Smallest and largest eigenvalue, μ and L."""
+        spectrum = torch.cat(self.blocks)
+        return float(spectrum.min()), float(spectrum.max())
+
+    @property
+    def kappa(self) -> float:
+        """Condition number of the whole, L/μ."""
+        return self.extremes[1] / self.extremes[0]
+
+    @property
+    def block_kappa(self) -> Tensor:
+        """Condition number of each block, (block,)."""
+        return torch.stack([block.max() / block.min() for block in self.blocks])
+
+    def gradient(self, w: Tensor) -> Tensor:
+        """``Hw``, (start, d): one w for each draw, or any number of them on a single draw."""
+        draws, size = self.hessian.shape[:2]
+        if w.ndim != 2 or w.shape[1] != size or draws not in (1, len(w)):
+            raise ValueError(f"w needs shape {(draws, size)}, not {tuple(w.shape)}.")
+        return (self.hessian @ w[..., None])[..., 0]
+
+    def gaussian_start(self, *, starts: int | None = None, seed: int = 0) -> Tensor:
+        """Draw w⁰ standard Gaussian, (start, d): one for each draw unless ``starts`` is given."""
+        shape = (starts or len(self.hessian), self.hessian.shape[1])
+        return torch.from_numpy(np.random.default_rng([seed, STARTS]).standard_normal(shape))
+
+    def worst_start(self) -> Tensor:
+        """Return the w⁰ with ``Hw⁰ = q_μ + q_L``, (draw, d): GD's slowest at its best step."""
+        spectrum, vectors = torch.linalg.eigh(self.hessian)
+        return vectors[..., 0] / spectrum[:, :1] + vectors[..., -1] / spectrum[:, -1:]
+
+
+class Path(NamedTuple):
+    """What an iteration went through, step 0 included."""
+
+    gradient_norm: Tensor  #: (start, steps + 1) ‖Hw‖
+    gap: Tensor  #: (start, steps + 1) ½wᵀHw, the loss above its minimum
+    end: Tensor  #: (start, d) the last w
+
+
+def gd(
+    quadratic: Quadratic,
+    start: Tensor,
+    steps: int,
+    *,
+    step: float | Tensor | None = None,
+    momentum: float = 0.0,
+) -> Path:
+    """Gradient descent, ``w ← w − ηg + β(w − w_before)``, by default at η = 2/(L+μ), β = 0.
+
+    See `heavy_ball` for the best pair of step η and momentum β.
+    """
+    step = _column(2 / sum(quadratic.extremes) if step is None else step)
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}.")
+    before = start
+
+    def update(w: Tensor, g: Tensor, k: int) -> Tensor:
+        nonlocal before
+        after, before = w - step * g + momentum * (w - before), w
+        return after
+
+    return _follow(quadratic, start, steps, update)
+
+
+def heavy_ball(quadratic: Quadratic) -> dict[str, float]:
+    """Step and momentum of the best rate with momentum, (√κ−1)/(√κ+1), for `gd` (Polyak, 1964)."""
+    low, high = (extreme**0.5 for extreme in quadratic.extremes)
+    return {"step": 4 / (high + low) ** 2, "momentum": ((high - low) / (high + low)) ** 2}
+
+
+def frozen_adam(quadratic: Quadratic, start: Tensor, steps: int, *, step: float | Tensor) -> Path:
+    """Adam with β₁ = 0, β₂ = 1: ``w ← w − ηD⁻¹g`` with D = diag|g⁰|."""
+    step = _column(step) / _positive(quadratic.gradient(start).abs(), "|g⁰|")
+    return _follow(quadratic, start, steps, lambda w, g, k: w - step * g)
+
+
+def adam(
+    quadratic: Quadratic,
+    start: Tensor,
+    steps: int,
+    *,
+    step: float | Tensor,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+) -> Path:
+    """Adam with bias correction and a constant step (Kingma & Ba, 2015).
+
+    It does not converge: in one dimension with β₁ = eps = 0 < β₂ it ends in the cycle
+    ``|w| = η/2``, or underflows on its way there (far from it, β₂ near 1) and looks converged.
+    """
+    step = _column(step)
+    if not all(0 <= beta < 1 for beta in betas) or not eps >= 0:
+        raise ValueError(f"Give betas in [0, 1) and eps from 0 on, not {betas} and {eps}.")
+    first, second = torch.zeros_like(start), torch.zeros_like(start)
+
+    def update(w: Tensor, g: Tensor, k: int) -> Tensor:
+        nonlocal first, second
+        first = betas[0] * first + (1 - betas[0]) * g
+        second = betas[1] * second + (1 - betas[1]) * g**2
+        root = (second / (1 - betas[1] ** (k + 1))).sqrt() + eps
+        move = first / (1 - betas[0] ** (k + 1)) / root
+        return w - step * torch.where(first == 0, 0.0, move)  # 0/0 where there was no gradient yet
+
+    return _follow(quadratic, start, steps, update)
+
+
+def sign_descent(quadratic: Quadratic, start: Tensor, steps: int, *, step: float | Tensor) -> Path:
+    """``w ← w − η sign(g)``: Adam with β₁ = β₂ = eps = 0."""
+    step = _column(step)
+    return _follow(quadratic, start, steps, lambda w, g, k: w - step * g.sign())
+
+
+class Modes(NamedTuple):
+    """A linear iteration in the eigenvectors of D⁻¹H: ``g^k = Σ_j (1 − η s_j)^k c_j``."""
+
+    rates: Tensor  #: (start, d) eigenvalues s of D⁻¹H, ascending
+    parts: Tensor  #: (start, d, d) columns c_j, which sum to g⁰
+
+    @property
+    def condition(self) -> Tensor:
+        """cond(D⁻¹H) = s_max/s_min, (start,)."""
+        return self.rates[:, -1] / self.rates[:, 0]
+
+    @property
+    def minimax_step(self) -> Tensor:
+        """Step of the best worst-case rate, 2/(s_max + s_min), (start, 1): 2/(L+μ) for GD."""
+        return 2 / (self.rates[:, -1:] + self.rates[:, :1])
+
+
+def modes(quadratic: Quadratic, start: Tensor, *, frozen: bool) -> Modes:
+    """Modes of frozen Adam from w⁰ = start (start, d), or of GD if not ``frozen``."""
+    gradient = quadratic.gradient(start)
+    if not bool(start.isfinite().all()):
+        raise ValueError("The start must be finite.")
+    root = _positive(gradient.abs(), "|g⁰|").sqrt() if frozen else torch.ones_like(start)
+    rates, vectors = torch.linalg.eigh(quadratic.hessian / (root[:, :, None] * root[:, None, :]))
+    along = vectors.mT @ (root * start)[..., None]  # (start, d, 1)
+    return Modes(rates, root[..., None] * vectors * (rates[..., None] * along).mT)
+
+
+def gradient_norms(modes: Modes, step: float | Tensor, at: Tensor) -> Tensor:
+    """‖g‖ after ``at`` steps without iterating, (start, c) if step and ``at`` broadcast to it."""
+    factors = 1 - _column(step)[..., None] * modes.rates[:, None, :]  # (start, c, d)
+    return (factors ** at.to(torch.float64)[..., None] @ modes.parts.mT).norm(dim=-1)
+
+
+def steps_to(modes: Modes, step: float | Tensor, *, factor: float = 1e-6) -> Tensor:
+    """Count the steps that cut ‖g‖ by ``factor``, (start, c) for c steps η each.
+
+    inf where the iteration diverges, or is slower than float64 resolves (ηs_min below 1e-12).
+    By doubling, then bisection, for even and odd counts apart: a mode with ηs > 1 changes sign each
+    step and makes Adam's ‖g‖ zigzag. GD's never grows, so its count is exact; Adam's may rise again
+    for a while even so, and then this is one of the passes.
+    """
+    if not 0 < factor < 1:
+        raise ValueError(f"factor must lie between 0 and 1, not {factor}.")
+    target = factor * modes.parts.sum(-1).norm(dim=-1, keepdim=True)
+    step = _column(step).expand(len(target), -1)
+    converges = (step * modes.rates[:, -1:] < 2) & (step * modes.rates[:, :1] > 1e-12)
+    counts = []
+    for odd in (0, 1):
+        low, high = torch.full_like(step, -1), torch.zeros_like(step)  # of (count − odd) / 2
+        while (short := converges & (gradient_norms(modes, step, 2 * high + odd) > target)).any():
+            low, high = torch.where(short, high, low), torch.where(short, 2 * high + 1, high)
+        while (high - low > 1).any():
+            middle = ((low + high) / 2).floor()
+            short = gradient_norms(modes, step, 2 * middle + odd) > target
+            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
+        counts.append(2 * high + odd)
+    return torch.where(converges, torch.minimum(*counts), torch.inf)
+
+
+def best_step(modes: Modes, *, factor: float = 1e-6) -> tuple[Tensor, Tensor]:
+    """Search the constant step that cuts ‖g‖ by ``factor`` soonest; it and its count, (start, 1).
+
+    Steps η = 2(1−δ)/s_max lie on a grid of log δ, from δ = ½ (smaller steps slow every mode) to a
+    hundredth of the minimax step's δ, refined five times around the best. This knows the start: the
+    minimax step, which guards against the worst one, takes up to several times as many.
+    """
+    top, low = modes.rates[:, -1:], modes.rates[:, :1]
+    left, right = (low / (low + top) / 100).log(), torch.full_like(low, 0.5).log()
+    for _ in range(6):
+        grid = left + (right - left) * torch.linspace(0, 1, 17, dtype=torch.float64)
+        step = 2 * (1 - grid.exp()) / top
+        counts = steps_to(modes, step, factor=factor)
+        best = counts.argmin(1, keepdim=True)
+        left, right = (grid.gather(1, (best + side).clamp(0, 16)) for side in (-1, 1))
+    return step.gather(1, best), counts.gather(1, best)
+
+
+class AdamBound(NamedTuple):
+    """The constants of the upper bound on frozen Adam: `adam_upper_bound`."""
+
+    smallest: Tensor  #: (start, block) C_{l,1} = min_i |g⁰_{l,i}| / λ_max(H_l)
+    largest: Tensor  #: (start, block) C_{l,2} = max_i |g⁰_{l,i}| / λ_max(H_l)
+    step: Tensor  #: (start, 1) η = min_l C_{l,1}
+    ratio: Tensor  #: (start, 1) r = max_l C_{l,2} / η; the published r (recalled) is its square
+    rate: Tensor  #: (start, 1) max_l (1 − 1/(r κ_l))²
+
+
+def adam_upper_bound(quadratic: Quadratic, start: Tensor) -> AdamBound:
+    """Bound the gap of `frozen_adam` at step η: ``gap(k+1) ≤ max_l (1 − 1/(r κ_l))² gap(k)``."""
+    size = _positive(quadratic.gradient(start).abs(), "|g⁰|")
+    parts = size.split([len(block) for block in quadratic.blocks], dim=1)
+    top = torch.stack([block.max() for block in quadratic.blocks])
+    smallest = torch.stack([part.amin(1) for part in parts], 1) / top
+    largest = torch.stack([part.amax(1) for part in parts], 1) / top
+    step = smallest.amin(1, keepdim=True)
+    ratio = largest.amax(1, keepdim=True) / step
+    return AdamBound(
+        smallest, largest, step, ratio, (1 - 1 / (ratio * quadratic.block_kappa.max())) ** 2
+    )
+
+
+def gd_lower_bound(kappa: float) -> float:
+    """((κ−1)/(κ+1))²: from `Quadratic.worst_start` no constant step of GD cuts the gap by more."""
+    return ((kappa - 1) / (kappa + 1)) ** 2
+
+
+def _follow(
+    quadratic: Quadratic,
+    start: Tensor,
+    steps: int,
+    update: Callable[[Tensor, Tensor, int], Tensor],
+) -> Path:
+    """Iterate ``w ← update(w, g, k)``."""
+    norm = start.new_empty(steps + 1, len(start))
+    gap, w = torch.empty_like(norm), start
+    for k in range(steps + 1):
+        g = quadratic.gradient(w)
+        norm[k], gap[k] = g.norm(dim=1), (w * g).sum(1) / 2
+        if k < steps:
+            w = update(w, g, k)
+    return Path(norm.T, gap.T, w)
+
+
+def _column(step: float | Tensor) -> Tensor:
+    """Make a matrix of steps, one row for each start or one for all."""
+    step = torch.as_tensor(step, dtype=torch.float64)
+    return _positive(step if step.ndim == 2 else step.reshape(-1, 1), "A step")
+
+
+def _positive(values: Tensor, name: str) -> Tensor:
+    if not bool(((values > 0) & values.isfinite()).all()):
+        raise ValueError(f"{name} must be positive and finite.")
+    return values
