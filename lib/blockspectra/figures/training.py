@@ -13,7 +13,7 @@ _COLORBLIND = sns.color_palette("colorblind")
 OPTIMIZER = {  # colours of families and of optimizers do not meet
     "sgd": _COLORBLIND[7],
     "momentum": _COLORBLIND[4],
-    "adam": _COLORBLIND[8],
+    "adam": _COLORBLIND[2],
     "adamw": _COLORBLIND[2],
 }
 
