@@ -29,7 +29,7 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "11_theory": [],
 }
 # processes, where more than one
-PARALLEL = ("01", "03", "04", "05", "06", "07", "09")
+PARALLEL = ("01", "03", "04", "05", "06", "07", "09", "10", "11")
 WORKERS = {chapter: 2 for chapter in CHAPTERS if chapter.startswith(PARALLEL)}
 CHAPTERS["00_claims"] = list(CHAPTERS)
 PRESETS = ("smoke", "laptop", "paper")
