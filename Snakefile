@@ -24,7 +24,7 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "06_adam_vs_sgd": ["04_block_spectra"],
     "07_man_made_mlp": [],
     "08_mlp_mixer": ["04_block_spectra", "06_adam_vs_sgd"],
-    "09_pretrained_gpt2": [],
+    "09_pretrained_gpt2": ["04_block_spectra", "06_adam_vs_sgd"],
     "10_quadratics": ["04_block_spectra"],
     "11_theory": [],
 }

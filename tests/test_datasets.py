@@ -475,6 +475,6 @@ def test_a_wrong_file_is_named_with_the_release_to_install(
 
 
 def test_every_pinned_file_has_a_requirement():
-    assert len(sources.PINNED) == 38 + 10 + 1 + 1 + 1 + 2
+    assert len(sources.PINNED) == 38 + 10 + 1 + 1 + 1 + 2 + 3
     assert {path.partition("/")[0] for path in sources.PINNED} <= set(sources.REQUIREMENTS)
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sources.PINNED.values())

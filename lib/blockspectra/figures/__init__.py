@@ -5,6 +5,28 @@ colour-blind palette, the same for a family of models in every figure.
 """
 
 from blockspectra.figures.distances import distance_maps, heterogeneity_by_measure
+from blockspectra.figures.full_spectra import (
+    contrast_by_stage,
+    full_spectra,
+    linear_densities,
+    stage_distances,
+    viewed_densities,
+)
+from blockspectra.figures.man_made import (
+    accuracy_against_knob,
+    accuracy_against_rate,
+    accuracy_against_spread,
+)
+from blockspectra.figures.matrices import hessian_maps, outside_by_classes, share_by_stage
+from blockspectra.figures.quadratics import (
+    adam_bound,
+    gd_bound,
+    gradient_norms,
+    limit_cycle,
+    ratio_distribution,
+    scatter,
+    steps_by_case,
+)
 from blockspectra.figures.spectra import (
     blockwise_spectra,
     relative_density,
@@ -17,15 +39,33 @@ from blockspectra.figures.training import gap_against, rate_search, training_cur
 __all__ = [
     "COLUMN",
     "PAGE",
+    "accuracy_against_knob",
+    "accuracy_against_rate",
+    "accuracy_against_spread",
+    "adam_bound",
     "blockwise_spectra",
+    "contrast_by_stage",
     "distance_maps",
+    "full_spectra",
     "gap_against",
+    "gd_bound",
+    "gradient_norms",
+    "hessian_maps",
     "heterogeneity_by_measure",
+    "limit_cycle",
+    "linear_densities",
     "lines",
+    "outside_by_classes",
     "rate_search",
+    "ratio_distribution",
     "relative_density",
+    "scatter",
+    "share_by_stage",
     "spectrum_comparison",
     "spectrum_raster",
+    "stage_distances",
+    "steps_by_case",
     "training_curves",
     "use_style",
+    "viewed_densities",
 ]
