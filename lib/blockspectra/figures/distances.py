@@ -15,7 +15,8 @@ def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Fig
     """Heat-maps of pairwise JS divergence, one a model, on one logarithmic scale up to ln 2."""
     columns = min(columns, len(matrices))
     rows = -(-len(matrices) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(PAGE, 1.95 * rows), squeeze=False)
+    width = PAGE if columns > 2 else PAGE * (columns + 0.5) / 3
+    figure, axes = plt.subplots(rows, columns, figsize=(width, 1.95 * rows), squeeze=False)
     for ax, (model, matrix) in zip(axes.flat, matrices.items(), strict=False):
         image = ax.imshow(
             matrix.clip(1e-4),
@@ -32,8 +33,9 @@ def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Fig
         ax.grid(False)
     for ax in axes.flat[len(matrices) :]:
         ax.set_visible(False)
-    bar = figure.colorbar(image, ax=axes, shrink=0.6, pad=0.01, extend="min")
-    bar.set_label("Jensen–Shannon divergence (nats)")
+    shrink = 0.6 if rows > 1 else 0.9
+    bar = figure.colorbar(image, ax=axes, shrink=shrink, pad=0.01, extend="min")
+    bar.set_label("JS divergence (nats)" if rows == 1 else "Jensen–Shannon divergence (nats)")
     return figure
 
 

@@ -60,6 +60,9 @@ def training_curves(table: pd.DataFrame, columns: int = 3) -> Figure:
 def rate_search(table: pd.DataFrame, columns: int = 3) -> Figure:
     """Draw final loss against learning rate, a panel a model; a cross at the top has diverged.
 
+    Lines join the runs of the first seed, dots are the further seeds of the search, diamonds the
+    fresh ones at the best rate.
+
     Parameters
     ----------
     table : DataFrame
@@ -78,10 +81,14 @@ def rate_search(table: pd.DataFrame, columns: int = 3) -> Figure:
         part = runs[runs["panel"] == panel]
         top = part["score"][np.isfinite(part["score"])].max() * 1.05
         for name, one in part.groupby("optimizer", sort=False):
-            searched = one[one["part"] == "search"].groupby("rate")["score"].mean()
-            drawn = searched.clip(upper=top)
+            searched = one[one["part"] == "search"]
+            all_rates = searched["seed"] == searched["seed"].iloc[0]  # others: the two best only
+            line = searched[all_rates].set_index("rate")["score"]
+            drawn = line.clip(upper=top)
             ax.plot(drawn, "-o", ms=3, color=OPTIMIZER[name], label=OPTIMIZERS[name].title)
-            lost = drawn[~np.isfinite(searched)]
+            again = searched[~all_rates]
+            ax.plot(again["rate"], again["score"].clip(upper=top), ".", ms=4, color=OPTIMIZER[name])
+            lost = drawn[~np.isfinite(line)]
             ax.plot(lost.index, lost, "x", ms=5, color=OPTIMIZER[name])
             best = one[one["part"] == "best"]
             ax.plot(
@@ -132,5 +139,6 @@ def gap_against(table: pd.DataFrame, xlabel: str, on_par: float, clearly_worse: 
     for height, style in ((on_par, ":"), (clearly_worse, "--")):
         ax.axhline(height, color="0.4", linewidth=0.8, linestyle=style)
     ax.set_xscale("log")
+    ax.margins(x=0.18)  # room for the names
     ax.set(xlabel=xlabel, ylabel="gap (share of AdamW's progress\nthat SGD lacks)")
     return figure
