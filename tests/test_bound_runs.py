@@ -5,13 +5,8 @@ import pytest
 import torch
 
 from blockspectra import bound_runs
-from blockspectra.quadratics import (
-    AdamBound,
-    Quadratic,
-    adam_upper_bound,
-    eigenvalues,
-    gd_lower_bound,
-)
+from blockspectra.convergence import AdamBound, adam_upper_bound, gd_lower_bound
+from blockspectra.quadratics import Quadratic, eigenvalues
 
 
 @pytest.fixture

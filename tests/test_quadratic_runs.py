@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from blockspectra.convergence import best_step, modes
 from blockspectra.measure import measure
 from blockspectra.quadratic_cases import fixed, problem
 from blockspectra.quadratic_runs import Counts, Curves, quantiles, thinned
-from blockspectra.quadratics import best_step, frozen_adam, gd, modes
+from blockspectra.quadratics import frozen_adam, gd
 from blockspectra.results import Store
 
 CASE = fixed(3, 3)

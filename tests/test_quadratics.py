@@ -9,22 +9,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blockspectra.convergence import (
+    adam_upper_bound,
+    best_step,
+    gd_lower_bound,
+    gradient_norms,
+    modes,
+    steps_to,
+)
 from blockspectra.quadratics import (
     CASES,
     Quadratic,
     adam,
-    adam_upper_bound,
-    best_step,
     eigenvalues,
     frozen_adam,
     gd,
-    gd_lower_bound,
-    gradient_norms,
     heavy_ball,
-    modes,
     sampled_eigenvalues,
     sign_descent,
-    steps_to,
 )
 
 DRAWS = 200

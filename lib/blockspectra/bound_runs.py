@@ -1,4 +1,4 @@
-"""The bounds of the theory, step by step over measured runs: see `quadratics` for the bounds."""
+"""The bounds of the theory, step by step over measured runs: see `convergence` for the bounds."""
 
 from typing import NamedTuple
 
@@ -6,17 +6,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from blockspectra.convergence import adam_upper_bound, gd_lower_bound, modes
 from blockspectra.quadratic_runs import quantiles, thinned
-from blockspectra.quadratics import (
-    Quadratic,
-    adam,
-    adam_upper_bound,
-    eigenvalues,
-    frozen_adam,
-    gd,
-    gd_lower_bound,
-    modes,
-)
+from blockspectra.quadratics import Quadratic, adam, eigenvalues, frozen_adam, gd
 
 TOLERANCE = 1e-9  # relative; a gap of GD that meets its bound exactly is rounded by less
 SMALLEST = 1e-290  # gaps below this are no longer normal numbers when they shrink further

@@ -8,19 +8,9 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from blockspectra.convergence import adam_upper_bound, best_step, gradient_norms, modes, steps_to
 from blockspectra.quadratic_cases import Blocks, problem
-from blockspectra.quadratics import (
-    Quadratic,
-    adam,
-    adam_upper_bound,
-    best_step,
-    gd,
-    gradient_norms,
-    heavy_ball,
-    modes,
-    sign_descent,
-    steps_to,
-)
+from blockspectra.quadratics import Quadratic, adam, gd, heavy_ball, sign_descent
 from blockspectra.results import Store
 from blockspectra.search import search
 

@@ -1,13 +1,10 @@
-r"""Quadratics with prescribed block spectra: gradient descent, Adam, and what theory says of them.
+r"""Quadratics with prescribed block spectra, and gradient descent, Adam and sign descent on them.
 
 :math:`\min_w ½ w^\top H w` with :math:`H = \mathrm{diag}(H_1, …, H_L)`, each block
 :math:`H_l = Q_l Λ_l Q_l^\top` in its own random orthogonal basis. Adam with β₁ = 0 and β₂ = 1 keeps
-the preconditioner of its first gradient, :math:`D = \mathrm{diag}|g^0|`, so it is linear as GD is:
-
-.. math:: w^{k+1} = (I - η D^{-1} H) w^k \qquad (D = I \text{ for GD}),
-
-and any number of steps costs one eigendecomposition of :math:`D^{-1/2} H D^{-1/2}` (`modes`).
-Everything is float64, batched over starts; a step η is a number or a Tensor, one for each start.
+the preconditioner of its first gradient, :math:`D = \mathrm{diag}|g^0|`. Everything is float64,
+batched over starts; a step η is a number or a Tensor, one for each start. How many steps the linear
+ones of these methods take, and the bounds on them, is in `convergence`.
 Source: Zhang et al., "Why Transformers Need Adam: A Hessian Perspective", 2024.
 """
 
@@ -46,7 +43,9 @@ def sampled_eigenvalues(
 
     One affine map for all blocks takes the smallest value drawn to 1 and the largest to ``kappa``,
     so the blocks' ranges keep their proportions. Negative eigenvalues are drawn like the others and
-    the map's shift makes them positive; what lies near zero then lands above 1.
+    the map's shift makes them positive; what lies near zero then lands above 1. One shift for all
+    puts the near-zero bulk of every block in one place: spectra that differ in width alone, on both
+    sides of zero, come out with condition numbers that differ much less.
 
     Parameters
     ----------
@@ -90,7 +89,7 @@ class Quadratic:
             raise ValueError("Draw at least one quadratic, of at least one block.")
         rotations = []
         for i, block in enumerate(blocks):
-            _positive(block, "Every eigenvalue")
+            require_positive(block, "Every eigenvalue")
             rng = np.random.default_rng([seed, ROTATIONS, i])
             q, r = np.linalg.qr(rng.standard_normal((draws, len(block), len(block))))
             sign = np.sign(np.diagonal(r, axis1=1, axis2=2))  # LAPACK's own signs are not Haar
@@ -157,7 +156,7 @@ def gd(
 
     See `heavy_ball` for the best pair of step η and momentum β.
     """
-    step = _column(2 / sum(quadratic.extremes) if step is None else step)
+    step = as_column(2 / sum(quadratic.extremes) if step is None else step)
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}.")
     before = start
@@ -178,7 +177,7 @@ def heavy_ball(quadratic: Quadratic) -> dict[str, float]:
 
 def frozen_adam(quadratic: Quadratic, start: Tensor, steps: int, *, step: float | Tensor) -> Path:
     """Adam with β₁ = 0, β₂ = 1: ``w ← w − ηD⁻¹g`` with D = diag|g⁰|."""
-    step = _column(step) / _positive(quadratic.gradient(start).abs(), "|g⁰|")
+    step = as_column(step) / require_positive(quadratic.gradient(start).abs(), "|g⁰|")
     return _follow(quadratic, start, steps, lambda w, g, k: w - step * g)
 
 
@@ -196,7 +195,7 @@ def adam(
     It does not converge: in one dimension with β₁ = eps = 0 < β₂ it ends in the cycle
     ``|w| = η/2``, or underflows on its way there (far from it, β₂ near 1) and looks converged.
     """
-    step = _column(step)
+    step = as_column(step)
     if not all(0 <= beta < 1 for beta in betas) or not eps >= 0:
         raise ValueError(f"Give betas in [0, 1) and eps from 0 on, not {betas} and {eps}.")
     first, second = torch.zeros_like(start), torch.zeros_like(start)
@@ -214,115 +213,8 @@ def adam(
 
 def sign_descent(quadratic: Quadratic, start: Tensor, steps: int, *, step: float | Tensor) -> Path:
     """``w ← w − η sign(g)``: Adam with β₁ = β₂ = eps = 0."""
-    step = _column(step)
+    step = as_column(step)
     return _follow(quadratic, start, steps, lambda w, g, k: w - step * g.sign())
-
-
-class Modes(NamedTuple):
-    """A linear iteration in the eigenvectors of D⁻¹H: ``g^k = Σ_j (1 − η s_j)^k c_j``."""
-
-    rates: Tensor  #: (start, d) eigenvalues s of D⁻¹H, ascending
-    parts: Tensor  #: (start, d, d) columns c_j, which sum to g⁰
-
-    @property
-    def condition(self) -> Tensor:
-        """cond(D⁻¹H) = s_max/s_min, (start,)."""
-        return self.rates[:, -1] / self.rates[:, 0]
-
-    @property
-    def minimax_step(self) -> Tensor:
-        """Step of the best worst-case rate, 2/(s_max + s_min), (start, 1): 2/(L+μ) for GD."""
-        return 2 / (self.rates[:, -1:] + self.rates[:, :1])
-
-
-def modes(quadratic: Quadratic, start: Tensor, *, frozen: bool) -> Modes:
-    """Modes of frozen Adam from w⁰ = start (start, d), or of GD if not ``frozen``."""
-    gradient = quadratic.gradient(start)
-    if not bool(start.isfinite().all()):
-        raise ValueError("The start must be finite.")
-    root = _positive(gradient.abs(), "|g⁰|").sqrt() if frozen else torch.ones_like(start)
-    rates, vectors = torch.linalg.eigh(quadratic.hessian / (root[:, :, None] * root[:, None, :]))
-    along = vectors.mT @ (root * start)[..., None]  # (start, d, 1)
-    return Modes(rates, root[..., None] * vectors * (rates[..., None] * along).mT)
-
-
-def gradient_norms(modes: Modes, step: float | Tensor, at: Tensor) -> Tensor:
-    """‖g‖ after ``at`` steps without iterating, (start, c) if step and ``at`` broadcast to it."""
-    factors = 1 - _column(step)[..., None] * modes.rates[:, None, :]  # (start, c, d)
-    return (factors ** at.to(torch.float64)[..., None] @ modes.parts.mT).norm(dim=-1)
-
-
-def steps_to(modes: Modes, step: float | Tensor, *, factor: float = 1e-6) -> Tensor:
-    """Count the steps that cut ‖g‖ by ``factor``, (start, c) for c steps η each.
-
-    inf where the iteration diverges, or is slower than float64 resolves (ηs_min below 1e-12).
-    By doubling, then bisection, for even and odd counts apart: a mode with ηs > 1 changes sign each
-    step and makes Adam's ‖g‖ zigzag. GD's never grows, so its count is exact; Adam's may rise again
-    for a while even so, and then this is one of the passes.
-    """
-    if not 0 < factor < 1:
-        raise ValueError(f"factor must lie between 0 and 1, not {factor}.")
-    target = factor * modes.parts.sum(-1).norm(dim=-1, keepdim=True)
-    step = _column(step).expand(len(target), -1)
-    converges = (step * modes.rates[:, -1:] < 2) & (step * modes.rates[:, :1] > 1e-12)
-    counts = []
-    for odd in (0, 1):
-        low, high = torch.full_like(step, -1), torch.zeros_like(step)  # of (count − odd) / 2
-        while (short := converges & (gradient_norms(modes, step, 2 * high + odd) > target)).any():
-            low, high = torch.where(short, high, low), torch.where(short, 2 * high + 1, high)
-        while (high - low > 1).any():
-            middle = ((low + high) / 2).floor()
-            short = gradient_norms(modes, step, 2 * middle + odd) > target
-            low, high = torch.where(short, middle, low), torch.where(short, high, middle)
-        counts.append(2 * high + odd)
-    return torch.where(converges, torch.minimum(*counts), torch.inf)
-
-
-def best_step(modes: Modes, *, factor: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Search the constant step that cuts ‖g‖ by ``factor`` soonest; it and its count, (start, 1).
-
-    Steps η = 2(1−δ)/s_max lie on a grid of log δ, from δ = ½ (smaller steps slow every mode) to a
-    hundredth of the minimax step's δ, refined five times around the best. This knows the start: the
-    minimax step, which guards against the worst one, takes up to several times as many.
-    """
-    top, low = modes.rates[:, -1:], modes.rates[:, :1]
-    left, right = (low / (low + top) / 100).log(), torch.full_like(low, 0.5).log()
-    for _ in range(6):
-        grid = left + (right - left) * torch.linspace(0, 1, 17, dtype=torch.float64)
-        step = 2 * (1 - grid.exp()) / top
-        counts = steps_to(modes, step, factor=factor)
-        best = counts.argmin(1, keepdim=True)
-        left, right = (grid.gather(1, (best + side).clamp(0, 16)) for side in (-1, 1))
-    return step.gather(1, best), counts.gather(1, best)
-
-
-class AdamBound(NamedTuple):
-    """The constants of the upper bound on frozen Adam: `adam_upper_bound`."""
-
-    smallest: Tensor  #: (start, block) C_{l,1} = min_i |g⁰_{l,i}| / λ_max(H_l)
-    largest: Tensor  #: (start, block) C_{l,2} = max_i |g⁰_{l,i}| / λ_max(H_l)
-    step: Tensor  #: (start, 1) η = min_l C_{l,1}
-    ratio: Tensor  #: (start, 1) r = max_l C_{l,2} / η; the published r (recalled) is its square
-    rate: Tensor  #: (start, 1) max_l (1 − 1/(r κ_l))²
-
-
-def adam_upper_bound(quadratic: Quadratic, start: Tensor) -> AdamBound:
-    """Bound the gap of `frozen_adam` at step η: ``gap(k+1) ≤ max_l (1 − 1/(r κ_l))² gap(k)``."""
-    size = _positive(quadratic.gradient(start).abs(), "|g⁰|")
-    parts = size.split([len(block) for block in quadratic.blocks], dim=1)
-    top = torch.stack([block.max() for block in quadratic.blocks])
-    smallest = torch.stack([part.amin(1) for part in parts], 1) / top
-    largest = torch.stack([part.amax(1) for part in parts], 1) / top
-    step = smallest.amin(1, keepdim=True)
-    ratio = largest.amax(1, keepdim=True) / step
-    return AdamBound(
-        smallest, largest, step, ratio, (1 - 1 / (ratio * quadratic.block_kappa.max())) ** 2
-    )
-
-
-def gd_lower_bound(kappa: float) -> float:
-    """((κ−1)/(κ+1))²: from `Quadratic.worst_start` no constant step of GD cuts the gap by more."""
-    return ((kappa - 1) / (kappa + 1)) ** 2
 
 
 def _follow(
@@ -342,13 +234,14 @@ def _follow(
     return Path(norm.T, gap.T, w)
 
 
-def _column(step: float | Tensor) -> Tensor:
+def as_column(step: float | Tensor) -> Tensor:
     """Make a matrix of steps, one row for each start or one for all."""
     step = torch.as_tensor(step, dtype=torch.float64)
-    return _positive(step if step.ndim == 2 else step.reshape(-1, 1), "A step")
+    return require_positive(step if step.ndim == 2 else step.reshape(-1, 1), "A step")
 
 
-def _positive(values: Tensor, name: str) -> Tensor:
+def require_positive(values: Tensor, name: str) -> Tensor:
+    """Return values that are all positive and finite, or refuse them by their name."""
     if not bool(((values > 0) & values.isfinite()).all()):
         raise ValueError(f"{name} must be positive and finite.")
     return values

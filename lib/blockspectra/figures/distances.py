@@ -8,16 +8,15 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from blockspectra.figures.style import FAMILY, PAGE, decades, short
+from blockspectra.figures.style import FAMILY, PAGE, decades, panels, short
 
 
 def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
     """Heat-maps of pairwise JS divergence, one a model, on one logarithmic scale up to ln 2."""
     columns = min(columns, len(matrices))
-    rows = -(-len(matrices) // columns)
     width = PAGE if columns > 2 else PAGE * (columns + 0.5) / 3
-    figure, axes = plt.subplots(rows, columns, figsize=(width, 1.95 * rows), squeeze=False)
-    for ax, (model, matrix) in zip(axes.flat, matrices.items(), strict=False):
+    figure, axes = panels(len(matrices), columns, 1.95, width=width)
+    for ax, (model, matrix) in zip(axes, matrices.items(), strict=True):
         image = ax.imshow(
             matrix.clip(1e-4),
             cmap="rocket_r",
@@ -31,11 +30,10 @@ def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Fig
         mean = matrix.to_numpy()[np.triu_indices(len(matrix), 1)].mean()
         ax.set_title(f"{model}: JS⁰ = {mean:.2g}")
         ax.grid(False)
-    for ax in axes.flat[len(matrices) :]:
-        ax.set_visible(False)
-    shrink = 0.6 if rows > 1 else 0.9
+    one_row = len(matrices) <= columns
+    shrink = 0.9 if one_row else 0.6
     bar = figure.colorbar(image, ax=axes, shrink=shrink, pad=0.01, extend="min")
-    bar.set_label("JS divergence (nats)" if rows == 1 else "Jensen–Shannon divergence (nats)")
+    bar.set_label("JS divergence (nats)" if one_row else "Jensen–Shannon divergence (nats)")
     return figure
 
 

@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from blockspectra.distance import FLOOR, SIGMA, signed_log
-from blockspectra.figures.style import FAMILY, PAGE, short, signed_log_ticks
+from blockspectra.figures.style import FAMILY, PAGE, legend_above, panels, short, signed_log_ticks
 from blockspectra.spectra import Spectra
 
 
@@ -53,12 +53,8 @@ def blockwise_spectra(
         Panels in a row.
     """
     models = list(dict.fromkeys(densities["model"]))
-    columns = min(columns, len(models))
-    rows = -(-len(models) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(PAGE, 1.75 * rows), sharex=True, sharey=True, squeeze=False
-    )
-    for ax, model in zip(axes.flat, models, strict=False):
+    figure, axes = panels(len(models), columns, 1.75, sharex=True, sharey=True)
+    for ax, model in zip(axes, models, strict=True):
         part = densities[densities["model"] == model]
         blocks = list(dict.fromkeys(part["block"]))
         shades = sns.light_palette(FAMILY[families[model]], len(blocks) + 4)[3:-1]
@@ -67,10 +63,8 @@ def blockwise_spectra(
             ax.plot(one["position"], one["density"], color=shade, linewidth=0.8)
         ax.set_title(f"{model}, {len(blocks)} blocks")
         signed_log_ticks(ax)
-    for ax in axes.flat[len(models) :]:
-        ax.set_visible(False)
-    axes[0, 0].set_yscale("log")
-    axes[0, 0].set_ylim(1e-5, 3)
+    axes[0].set_yscale("log")
+    axes[0].set_ylim(1e-5, 3)
     figure.supxlabel(
         "eigenvalue / largest |λ| of the model (ticks: 0, ±0.01, ±0.1, ±1)", fontsize=8
     )
@@ -129,6 +123,5 @@ def spectrum_comparison(curves: pd.DataFrame) -> Figure:
     figure.supxlabel(
         "eigenvalue / largest |λ| of the block (ticks: 0, ±0.01, ±0.1, ±1)", fontsize=8
     )
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    legend_above(figure, axes[0, 0])
     return figure

@@ -38,6 +38,36 @@ def use_style() -> None:
     sns.set_theme(context="paper", style="ticks", palette="colorblind", rc=STYLE)
 
 
+def panels(
+    count: int, columns: int, height: float, *, width: float = PAGE, **shared: bool
+) -> tuple[Figure, list[Axes]]:
+    """Make a figure of some panels in rows; places left over stay empty.
+
+    Parameters
+    ----------
+    count, columns : int
+        Panels in all, and at most in a row.
+    height, width : float
+        Of a row and of the figure, in inches.
+    **shared
+        ``sharex`` and ``sharey`` of matplotlib.
+    """
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width, height * rows), squeeze=False, **shared
+    )
+    for ax in axes.flat[count:]:
+        ax.set_visible(False)
+    return figure, list(axes.flat[:count])
+
+
+def legend_above(figure: Figure, ax: Axes) -> None:
+    """Put one legend for all panels above them, with the entries of one."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+
+
 def short(name: str) -> str:
     """Shorten a block's name for an axis: tied names to the first, modules that say nothing out."""
     first = name.split("=")[0]

@@ -6,7 +6,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from blockspectra.figures.style import COLUMN, FAMILY, PAGE
+from blockspectra.figures.style import COLUMN, FAMILY, PAGE, legend_above, panels
 from blockspectra.training import OPTIMIZERS
 
 _COLORBLIND = sns.color_palette("colorblind")
@@ -28,13 +28,9 @@ def training_curves(table: pd.DataFrame, columns: int = 3) -> Figure:
     columns : int
         Panels in a row.
     """
-    panels = list(dict.fromkeys(table["panel"]))
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(PAGE * columns / 3, 1.75 * rows + 0.2), squeeze=False
-    )
-    for ax, panel in zip(axes.flat, panels, strict=False):
+    names = list(dict.fromkeys(table["panel"]))
+    figure, axes = panels(len(names), columns, 1.85, width=_width(names, columns))
+    for ax, panel in zip(axes, names, strict=True):
         part = table[(table["panel"] == panel) & np.isfinite(table["loss"])]
         for name, one in part.groupby("optimizer", sort=False):
             by_step = one.groupby("step")["loss"]
@@ -48,12 +44,9 @@ def training_curves(table: pd.DataFrame, columns: int = 3) -> Figure:
                 linewidth=0,
             )
         ax.set_title(panel)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("training loss (nats)", fontsize=8)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    legend_above(figure, axes[0])
     return figure
 
 
@@ -70,14 +63,10 @@ def rate_search(table: pd.DataFrame, columns: int = 3) -> Figure:
     columns : int
         Panels in a row.
     """
-    panels = list(dict.fromkeys(table["panel"]))
-    columns = min(columns, len(panels))
-    rows = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(PAGE * columns / 3, 1.75 * rows + 0.2), squeeze=False, sharex=True
-    )
+    names = list(dict.fromkeys(table["panel"]))
+    figure, axes = panels(len(names), columns, 1.85, width=_width(names, columns), sharex=True)
     runs = table.drop_duplicates(["panel", "optimizer", "rate", "seed", "part"])
-    for ax, panel in zip(axes.flat, panels, strict=False):
+    for ax, panel in zip(axes, names, strict=True):
         part = runs[runs["panel"] == panel]
         top = part["score"][np.isfinite(part["score"])].max() * 1.05
         for name, one in part.groupby("optimizer", sort=False):
@@ -101,12 +90,9 @@ def rate_search(table: pd.DataFrame, columns: int = 3) -> Figure:
             )
         ax.set_xscale("log")
         ax.set_title(panel)
-    for ax in axes.flat[len(panels) :]:
-        ax.set_visible(False)
     figure.supxlabel("largest learning rate", fontsize=8)
     figure.supylabel("final training loss (nats)", fontsize=8)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    legend_above(figure, axes[0])
     return figure
 
 
@@ -142,3 +128,8 @@ def gap_against(table: pd.DataFrame, xlabel: str, on_par: float, clearly_worse: 
     ax.margins(x=0.18)  # room for the names
     ax.set(xlabel=xlabel, ylabel="gap (share of AdamW's progress\nthat SGD lacks)")
     return figure
+
+
+def _width(names: list[str], columns: int) -> float:
+    """Return a third of a page for each panel in a row, in inches."""
+    return PAGE * min(columns, len(names)) / 3
