@@ -4,6 +4,7 @@ A best rate at the edge of its grid, more tries for one optimizer than for the o
 searched and reported would change verdicts and no other test.
 """
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -62,3 +63,10 @@ def test_every_claim_has_a_stored_finding_with_an_uncertainty():
         finding = Finding.load(RESULTS / "laptop" / "claims" / f"{claim}.json")
         assert finding.note
         assert all(np.isfinite(c.error) for c in finding.criteria)
+
+
+def test_the_readme_gives_the_stored_verdicts():
+    readme = (RESULTS.parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (C\d+) \|[^|]*\| ([a-z ]+) \|", readme, flags=re.MULTILINE)
+    stored = {c: Finding.load(RESULTS / "laptop" / "claims" / f"{c}.json").verdict for c in CLAIMS}
+    assert dict(rows) == stored
