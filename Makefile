@@ -36,8 +36,9 @@ help:
 	@echo 'make bench        measure costs again, into tests/benchmarks/results/'
 	@echo 'make constraints  renew constraints.txt (TORCH=torch==2.13.0)'
 
+# one slot more than cores: for much of its time a chapter keeps only one of them busy
 reproduce: $(READY)
-	@$(BIN)/python -m snakemake --cores '$(CORES)' --config 'preset=$(PRESET)' --quiet all \
+	@$(BIN)/python -m snakemake --cores "$$(( $(CORES) + 1 ))" --config 'preset=$(PRESET)' --quiet all \
 	    --keep-going --rerun-incomplete --rerun-triggers mtime params input --nolock \
 	    || { [ $$? -eq 3 ] || echo 'Not finished: make reproduce goes on from here; .venv/bin/snakemake -c1 --config preset=$(PRESET) tells more.' >&2; exit 1; }
 	@echo 'Report: build/index.html; claims at the $(PRESET) preset:'

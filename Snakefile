@@ -28,9 +28,8 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "10_quadratics": ["04_block_spectra"],
     "11_theory": [],
 }
-# processes, where more than one
-PARALLEL = ("01", "03", "04", "05", "06", "07", "09", "10", "11")
-WORKERS = {chapter: 2 for chapter in CHAPTERS if chapter.startswith(PARALLEL)}
+# slots: these keep two processes busy nearly all the time, the others a core and a bit
+HEAVY = {"04_block_spectra": 2, "06_adam_vs_sgd": 2, "09_pretrained_gpt2": 2}
 CHAPTERS["00_claims"] = list(CHAPTERS)
 PRESETS = ("smoke", "laptop", "paper")
 
@@ -118,7 +117,7 @@ rule chapter:
         f"{LOGS}/{{chapter}}.log",
     params:
         partial=f"{LOGS}/{{chapter}}.failed.ipynb",
-    threads: lambda w: WORKERS.get(w.chapter, 1)
+    threads: lambda w: HEAVY.get(w.chapter, 1)
     shell:
         """
         # one thread a process; Snakemake would set the number of workers
