@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from blockspectra.figures.style import COLUMN, PAGE
+from blockspectra.figures.style import COLUMN, PAGE, legend_above
 
 _COLORBLIND = sns.color_palette("colorblind")
 METHOD = {  # name → (label, colour)
@@ -45,7 +45,7 @@ def gradient_norms(curves: pd.DataFrame) -> Figure:
         ax.set_visible(False)
     figure.supxlabel("iteration", fontsize=8)
     figure.supylabel("gradient norm / its first", fontsize=8)
-    _legend(figure, axes.flat[0])
+    legend_above(figure, axes.flat[0])
     return figure
 
 
@@ -168,7 +168,7 @@ def adam_bound(curves: pd.DataFrame) -> Figure:
         ax.set(xscale="log", yscale="log", ylim=(1e-12, 3), xlabel="iteration")
         _sparse(ax)
     axes[0, 0].set_ylabel("gap / its first")
-    _legend(figure, axes[0, 0])
+    legend_above(figure, axes[0, 0])
     return figure
 
 
@@ -237,8 +237,3 @@ def _sparse(ax: Axes) -> None:
         if axis.get_scale() == "log":
             axis.set_major_locator(LogLocator(numticks=6))
             axis.set_minor_locator(NullLocator())
-
-
-def _legend(figure: Figure, ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
