@@ -4,6 +4,7 @@
 PYTHON ?= python3
 PRESET ?= laptop
 CORES ?= 2
+GPUS ?= 1
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 BIN := .venv/bin
@@ -26,7 +27,7 @@ unexport PYTHONPATH
 .PHONY: help reproduce test lab notebooks results bench constraints clean
 
 help:
-	@echo 'make reproduce    run every chapter, write build/index.html, print the claims (PRESET=smoke|laptop|paper, CORES=2)'
+	@echo 'make reproduce    run every chapter, write build/index.html, print the claims (PRESET=smoke|laptop|paper, CORES=2, GPUS=1)'
 	@echo 'make test         lint, unit tests, and the notebooks against their committed outputs'
 	@echo 'make lab          open the notebooks in JupyterLab'
 	@echo 'make clean        remove build/ with its results, and caches; .venv and committed results stay'
@@ -38,8 +39,9 @@ help:
 
 # one slot more than cores: for much of its time a chapter keeps only one of them busy
 reproduce: $(READY)
-	@$(BIN)/python -m snakemake --cores "$$(( $(CORES) + 1 ))" --config 'preset=$(PRESET)' --quiet all \
-	    --keep-going --rerun-incomplete --rerun-triggers mtime params input --nolock \
+	@$(BIN)/python -m snakemake --cores "$$(( $(CORES) + 1 ))" --resources 'gpu=$(GPUS)' \
+	    --config 'preset=$(PRESET)' --quiet all --keep-going --rerun-incomplete \
+	    --rerun-triggers mtime params input --nolock \
 	    || { [ $$? -eq 3 ] || echo 'Not finished: make reproduce goes on from here; .venv/bin/snakemake -c1 --config preset=$(PRESET) tells more.' >&2; exit 1; }
 	@echo 'Report: build/index.html; claims at the $(PRESET) preset:'
 	@$(BIN)/python -m blockspectra.report --print 'build/results/$(PRESET)'

@@ -3,8 +3,12 @@
 `make reproduce PRESET=laptop` calls this; by hand: `.venv/bin/snakemake --cores 2 --config preset=laptop`.
 A chapter is run again where its notebook, its preset, the library or a chapter that it reads has
 changed; what is expensive in it is found in the store of results all the same.
+
+On a cluster, `split=true` puts each model of a chapter into a job of its own: see profiles/. At a
+preset whose device is cuda a job takes the resource gpu=1.
 """
 
+import ast
 import fcntl
 import logging
 import os
@@ -31,6 +35,8 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
 # slots: these keep two processes busy nearly all the time, the others a core and a bit
 HEAVY = {"04_block_spectra": 2, "06_adam_vs_sgd": 2, "09_pretrained_gpt2": 2}
 CHAPTERS["00_claims"] = list(CHAPTERS)
+# they begin with what takes longest, model by model; 05 finds in the store what 04 has measured
+BY_MODEL = ("03_full_spectra", "04_block_spectra", "06_adam_vs_sgd")
 PRESETS = ("smoke", "laptop", "paper")
 
 
@@ -41,7 +47,7 @@ def stop(sentence):
 
 
 def check(chapter):
-    """Refuse parameters that the chapter's notebook does not have, or of another type."""
+    """Refuse parameters that the notebook does not have, or of another type; return all of them."""
     path = Path(f"notebooks/presets/{PRESET}/{chapter}.yaml")
     for needed in (path, Path(f"notebooks/{chapter}.ipynb")):
         if not needed.exists():
@@ -64,23 +70,33 @@ def check(chapter):
             TypeAdapter(eval(kind), config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError:
             stop(f"{path}: parameter {name} must be of type {kind}, not {value!r}.")
+    return {name: ast.literal_eval(one["default"]) for name, one in known.items()} | given
 
 
-PRESET = config.get("preset", "laptop")
-if unknown := sorted(set(config) - {"preset"}):
-    stop(f"Unknown setting {', '.join(unknown)}: the only one is preset.")
+PRESET, split = config.get("preset", "laptop"), str(config.get("split", "false"))
+if unknown := sorted(set(config) - {"preset", "split"}):
+    stop(f"Unknown setting {', '.join(unknown)}: choose from preset, split.")
 if PRESET not in PRESETS:
     stop(f"Unknown preset {PRESET!r}: choose one of {', '.join(PRESETS)}.")
+if split.lower() not in ("true", "false"):
+    stop(f"split must be true or false, not {split!r}.")
 logging.getLogger("papermill").setLevel(logging.WARNING)
-for chapter in CHAPTERS:
-    check(chapter)
+PARAMETERS = {chapter: check(chapter) for chapter in CHAPTERS}
+MODELS = {
+    chapter: dict.fromkeys(PARAMETERS[chapter]["model"].replace(",", " ").split())
+    for chapter in BY_MODEL
+    if split.lower() == "true"
+}
 
 Path("build").mkdir(exist_ok=True)
-running = open("build/.running", "w")  # locked while this process lives, so never stale
-try:
-    fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
-except OSError:
-    stop("The chapters are being run in this folder already: wait until that has ended.")
+if workflow.is_main_process:  # a job that it has sent to another computer comes here too
+    running = open("build/.running", "w")  # locked while this process lives, so never stale
+    try:
+        fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        stop("The chapters are being run in this folder already: wait until that has ended.")
+    except OSError:
+        pass  # some file systems of clusters know no locks
 
 # results are computed here, never taken from those committed in data/results
 os.environ["BLOCKSPECTRA_RESULTS"] = os.path.abspath("build/results")
@@ -88,14 +104,29 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, n
 os.environ.pop("MPLBACKEND", None)  # figures inline
 
 PYTHON = sys.executable
-LIBRARY = [p.as_posix() for p in sorted(Path("lib").rglob("*.py")) if p.name != "report.py"]
+OTHERS = {"report.py", "one_model.py"}  # no chapter needs them
+LIBRARY = [p.as_posix() for p in sorted(Path("lib").rglob("*.py")) if p.name not in OTHERS]
 NOTEBOOKS, RESULTS, LOGS = (f"build/{part}/{PRESET}" for part in ("notebooks", "results", "logs"))
 MADE = [f"{NOTEBOOKS}/{chapter}.{kind}" for chapter in CHAPTERS for kind in ("ipynb", "html")]
 MADE += [f"{RESULTS}/manifests/{chapter}.json" for chapter in CHAPTERS]
+# one thread a process; Snakemake would set the number of workers
+ONE_THREAD = "export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1"
+
+
+def gpus(wildcards):
+    """GPUs that a job takes: it needs one even to find results, which name the device."""
+    return int(PARAMETERS[wildcards.chapter].get("device") == "cuda")
 
 
 wildcard_constraints:
     chapter="|".join(CHAPTERS),
+    model="[^/]+",
+
+
+localrules:
+    all,
+    html,
+    report,
 
 
 rule all:
@@ -110,6 +141,9 @@ rule chapter:
         parameters=f"notebooks/presets/{PRESET}/{{chapter}}.yaml",
         library=LIBRARY,
         reads=lambda w: [f"{RESULTS}/manifests/{needed}.json" for needed in CHAPTERS[w.chapter]],
+        models=lambda w: [
+            f"{RESULTS}/models/{w.chapter}.{model}.json" for model in MODELS.get(w.chapter, ())
+        ],
     output:
         notebook=f"{NOTEBOOKS}/{{chapter}}.ipynb",
         manifest=f"{RESULTS}/manifests/{{chapter}}.json",
@@ -118,10 +152,11 @@ rule chapter:
     params:
         partial=f"{LOGS}/{{chapter}}.failed.ipynb",
     threads: lambda w: HEAVY.get(w.chapter, 1)
+    resources:
+        gpu=gpus,
     shell:
         """
-        # one thread a process; Snakemake would set the number of workers
-        export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1
+        {ONE_THREAD}
         echo "{wildcards.chapter}: running"
         if ! {PYTHON:q} -m papermill {input.notebook} {params.partial} -f {input.parameters} \
             --no-progress-bar > {log} 2>&1
@@ -137,6 +172,32 @@ rule chapter:
             exit 1
         fi
         echo "{wildcards.chapter}: done after $SECONDS s"
+        """
+
+
+rule one_model:
+    input:
+        notebook="notebooks/{chapter}.ipynb",
+        parameters=f"notebooks/presets/{PRESET}/{{chapter}}.yaml",
+        library=LIBRARY,
+    output:
+        f"{RESULTS}/models/{{chapter}}.{{model}}.json",
+    log:
+        f"{LOGS}/{{chapter}}.{{model}}.log",
+    threads: lambda w: PARAMETERS[w.chapter]["workers"]
+    resources:
+        gpu=gpus,
+    shell:
+        """
+        {ONE_THREAD}
+        echo "{wildcards.chapter}, {wildcards.model}: running"
+        if ! {PYTHON:q} -m blockspectra.one_model {input.notebook} {input.parameters} \
+            {wildcards.model:q} {output:q} > {log:q} 2>&1
+        then
+            echo "{wildcards.chapter}, {wildcards.model} failed ($(tail -n 1 {log:q})): see {log}." >&2
+            exit 1
+        fi
+        echo "{wildcards.chapter}, {wildcards.model}: done after $SECONDS s"
         """
 
 

@@ -26,6 +26,7 @@ from blockspectra.distance import (
     shares,
     shift_divergence,
     signed_log,
+    zero_share,
 )
 from blockspectra.lanczos import lanczos
 
@@ -318,3 +319,83 @@ def test_shift_divergence_is_that_of_two_eigenvalues_decades_apart():
     assert values[-1] == pytest.approx(LN2, abs=1e-6)
     measured = js_matrix(points([1.0], [10.0])).loc["b0", "b1"]
     assert shift_divergence(1) == pytest.approx(measured, rel=0.01)
+
+
+# blocks with different numbers of probes
+
+
+def ragged(spectra, counts):
+    """The same without the last probes of each block, as they are stored: all zeros."""
+    missing = np.arange(spectra.probes) >= np.array(counts)[:, None]
+    kept = [np.where(missing[..., None], 0, x) for x in (spectra.alpha, spectra.beta)]
+    kept += [np.where(missing, 0, x) for x in (spectra.taken, spectra.orthogonality)]
+    return Spectra(spectra.names, spectra.sizes, *kept)
+
+
+UNEVEN = ragged(THREE, [6, 3, 2])
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("measure", MEASURES)
+def test_blocks_are_compared_by_the_mean_over_the_probes_that_each_has(axis, measure):
+    grid = {"axis": axis, "scale": 0.01, "sigma": 0.1}
+    binned = shares(UNEVEN, **grid)
+    assert np.isnan(binned.mass).any(-1).sum(1).tolist() == [0, 3, 4]
+    move = None if axis == "raw" else lambda x: signed_log(x, 0.01)
+    mass = THREE.mass(binned.edges, 0.1, move)
+    means = np.stack([mass[i, :count].mean(0) for i, count in enumerate([6, 3, 2])])
+    by_hand = pairwise(means, binned.width, measure)
+    found = js_matrix(UNEVEN, measure=measure, **grid).to_numpy()
+    np.testing.assert_allclose(found, by_hand, rtol=1e-10, atol=1e-14)
+    estimate = js0(UNEVEN, measure=measure, **grid)
+    assert estimate.mean == pytest.approx(by_hand[np.triu_indices(3, 1)].mean(), rel=1e-10)
+    assert 0 < estimate.standard_error < estimate.mean
+
+
+def test_zeros_floor_and_spread_count_the_probes_that_a_block_has():
+    alone = [THREE.select([i], probes=range(count)) for i, count in enumerate([6, 3, 2])]
+    values = np.array([one.largest[0] for one in alone])
+    assert log_spread(UNEVEN).mean == pytest.approx(np.log10(values).std(ddof=1), rel=1e-12)
+    traces = np.array([one.traces().mean() for one in alone])
+    found = log_spread(UNEVEN, "trace").mean
+    assert found == pytest.approx(np.log10(np.abs(traces)).std(ddof=1), rel=1e-12)
+    assert 0 < noise_floor(THREE) < noise_floor(UNEVEN)
+    settings = {"axis": "raw", "sigma": 0.1}
+    bare = ragged(THREE, [6, 1, 1])  # the floor is that of the one block with probes to split
+    assert noise_floor(bare, **settings) == pytest.approx(
+        noise_floor(THREE.select([0]), **settings), rel=0.05
+    )
+    zeros = simulated([np.repeat([0.0, 1.0], [10, 30]), np.repeat([0.0, 1.0], [30, 10])], 4, 2)
+    shares_of = [zero_share(zeros.select([i], probes=range(n)))[0] for i, n in enumerate([4, 2])]
+    np.testing.assert_allclose(zero_share(ragged(zeros, [4, 2])), shares_of, rtol=1e-12)
+    assert js0(ragged(zeros, [4, 2]), zeros=False).mean == pytest.approx(0, abs=1e-9)
+
+
+def test_a_table_of_uneven_blocks_is_complete_but_has_no_errors_with_a_single_probe():
+    table = heterogeneity(UNEVEN)[["value", "standard_error"]].to_numpy()
+    assert np.isfinite(table).all()
+    single = heterogeneity(ragged(THREE, [6, 3, 1]))
+    assert np.isfinite(single["value"]).all()
+    assert np.isnan(single["standard_error"]).all()
+
+
+def test_the_jackknife_of_uneven_blocks_errs_on_the_large_side_by_at_most_n_over_n_minus_1():
+    few, many = [1.0, 5.0], [3.0, 4.0, 8.0, 9.0, 2.0, 0.0, 7.0, 1.0, 5.0, 6.0]
+
+    def mean(kept):
+        blocks = ([x[k] for k in kept if k < len(x)] for x in (few, many))
+        return float(np.mean([np.mean(block) for block in blocks]))
+
+    found = jackknife(mean, 10, 2).standard_error ** 2
+    exact = (np.var(few, ddof=1) / 2 + np.var(many, ddof=1) / 10) / 4
+    assert exact < found < 2 * exact
+    assert np.isnan(jackknife(mean, 10, 1).standard_error)
+
+
+def test_two_standard_errors_of_uneven_blocks_cover_what_many_probes_give():
+    eigenvalues = [np.logspace(-3, 0, 60), np.logspace(-2, 0.5, 60), np.linspace(0, 1, 60)]
+    many = simulated(eigenvalues, 1200)
+    parts = [ragged(many.select(probes=range(k, k + 20)), [20, 5, 3]) for k in range(0, 1200, 20)]
+    means, errors = np.array([js0(part) for part in parts]).T
+    assert (np.abs(means - means.mean()) < 2 * errors).mean() > 0.85
+    assert 0.9 < errors.mean() / means.std(ddof=1) < 1.6

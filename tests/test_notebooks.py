@@ -169,7 +169,7 @@ class TestPresets:
         ("setting", "sentence"),
         [
             ("preset=large", "Unknown preset 'large': choose one of smoke, laptop, paper.\n"),
-            ("prest=smoke", "Unknown setting prest: the only one is preset.\n"),
+            ("prest=smoke", "Unknown setting prest: choose from preset, split.\n"),
         ],
     )
     def test_a_wrong_setting_is_refused(self, workflow, setting, sentence):

@@ -68,23 +68,26 @@ class Block:
         return [piece.parameter for piece in self.pieces]
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Gather the block's entries of tensors shaped like `parameters`, (size,)."""
-        return torch.cat(
-            [t[p.index].reshape(-1) for p, t in zip(self.pieces, tensors, strict=True)]
-        )
+        """Gather the block's entries of tensors shaped like `parameters`, (…, size)."""
+        flat = []
+        for piece, tensor in zip(self.pieces, tensors, strict=True):
+            lead = tensor.ndim - piece.parameter.ndim
+            part = tensor[(slice(None),) * lead + piece.index]
+            flat.append(part.reshape(*tensor.shape[:lead], -1))
+        return flat[0] if len(flat) == 1 else torch.cat(flat, -1)
 
     def expand(self, vector: Tensor) -> list[Tensor]:
-        """Undo `flatten`: tensors shaped like `parameters`, zero outside the block."""
-        tensors, offset = [], 0
-        for piece in self.pieces:
-            part = vector[offset : offset + prod(piece.shape)].to(piece.parameter.dtype)
-            offset += part.numel()
+        """Undo `flatten`: tensors shaped like `parameters`, (…, *shape), zero outside the block."""
+        tensors, lead = [], vector.shape[:-1]
+        for piece, part in zip(
+            self.pieces, vector.split([prod(p.shape) for p in self.pieces], -1), strict=True
+        ):
+            part = part.to(piece.parameter.dtype).view(*lead, *piece.shape)
             if piece.index:
-                full = torch.zeros_like(piece.parameter, requires_grad=False)
-                full[piece.index] = part.view(piece.shape)
-                tensors.append(full)
-            else:
-                tensors.append(part.view(piece.shape))
+                full = part.new_zeros(*lead, *piece.parameter.shape)
+                full[(slice(None),) * len(lead) + piece.index] = part
+                part = full
+            tensors.append(part)
         return tensors
 
     def __repr__(self) -> str:

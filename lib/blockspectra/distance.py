@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from blockspectra.spectra import Spectra, bin_mass
+from blockspectra.smoothing import bin_mass
+from blockspectra.spectra import Spectra
 
 AXES = ("signed-log", "raw")
 MEASURES = ("js", "sqrt", "sum", "w1")
@@ -32,7 +33,7 @@ class Estimate(NamedTuple):
 class Shares(NamedTuple):
     """Smoothed spectra on a grid that all blocks share."""
 
-    mass: np.ndarray  #: (block, probe, bin), each probe sums to 1
+    mass: np.ndarray  #: (block, probe, bin), each probe sums to 1; nan for missing probes
     edges: np.ndarray  #: (bin + 1,) on the axis, uniform
     unit: str  #: "decades" or "eigenvalue"
 
@@ -97,7 +98,7 @@ def shares(
     top = np.abs(nodes).max() or 1.0
     if not zeros:
         weights = np.where(np.abs(nodes) > ZERO * top, weights, 0)
-        total = weights.sum(-1, keepdims=True)
+        total = np.where(spectra.present, weights.sum(-1), 1)[..., None]
         if not total.all():
             raise ValueError("A block's spectrum is all zeros: leave it out, or keep the zeros.")
         weights = weights / total
@@ -106,8 +107,9 @@ def shares(
     low, high = nodes.min() - 5 * sigma, nodes.max() + 5 * sigma
     bins = int(min(MOST_BINS, np.ceil((high - low) / (sigma / 4))))
     edges = np.linspace(low, high, bins + 1)
-    mass = [bin_mass(*pair, edges, sigma) for pair in zip(nodes, weights, strict=True)]
-    return Shares(np.stack(mass), edges, "eigenvalue" if axis == "raw" else "decades")
+    mass = bin_mass(nodes, weights, edges, sigma)
+    mass[~spectra.present] = np.nan
+    return Shares(mass, edges, "eigenvalue" if axis == "raw" else "decades")
 
 
 def pairwise(mass: np.ndarray, width: float, measure: str = "js") -> np.ndarray:
@@ -145,7 +147,7 @@ def js_matrix(spectra: Spectra, *, measure: str = "js", **grid) -> pd.DataFrame:
     measures and `shares` for axis, σ and scale.
     """
     binned = shares(spectra, **grid)
-    matrix = pairwise(binned.mass.mean(1), binned.width, measure)
+    matrix = pairwise(np.nanmean(binned.mass, 1), binned.width, measure)
     return pd.DataFrame(matrix, index=spectra.names, columns=spectra.names)
 
 
@@ -170,18 +172,21 @@ def noise_floor(spectra: Spectra, *, measure: str = "js", **grid) -> float:
     """Mean distance between two halves of the probes of the same block: what no difference gives.
 
     Even against odd probes, so each half is noisier than the mean that `js0` uses: an upper bound.
+    Blocks with a single probe do not count.
     """
     if spectra.probes < 2:
         return float("nan")
     binned = shares(spectra, **grid)
-    halves = np.stack([binned.mass[:, ::2].mean(1), binned.mass[:, 1::2].mean(1)], 1)
+    probes = (mass[kept] for mass, kept in zip(binned.mass, spectra.present, strict=True))
+    halves = [np.stack([p[::2].mean(0), p[1::2].mean(0)]) for p in probes if len(p) > 1]
     return float(np.mean([pairwise(pair, binned.width, measure)[0, 1] for pair in halves]))
 
 
 def zero_share(spectra: Spectra) -> np.ndarray:
     """Share of each block's eigenvalues that count as zero (``zeros`` of `shares`), (block,)."""
     nodes, weights = spectra.quadrature
-    return (weights * (np.abs(nodes) <= ZERO * np.abs(nodes).max())).sum(-1).mean(1)
+    zero = (weights * (np.abs(nodes) <= ZERO * np.abs(nodes).max())).sum(-1)
+    return zero.sum(1) / spectra.counts
 
 
 def log_spread(spectra: Spectra, of: str = "largest") -> Estimate:
@@ -199,11 +204,11 @@ def log_spread(spectra: Spectra, of: str = "largest") -> Estimate:
 
     def spread(kept: Sequence[int]) -> float:
         some = spectra.select(probes=kept)
-        values = some.largest if of == "largest" else np.abs(some.traces().mean(1))
+        values = some.largest if of == "largest" else np.abs(np.nanmean(some.traces(), 1))
         values = values[values > 1e-12 * np.abs(values).max(initial=0)]
         return float(np.log10(values).std(ddof=1)) if len(values) > 1 else float("nan")
 
-    return jackknife(spread, spectra.probes)
+    return jackknife(spread, spectra.probes, spectra.counts.min())
 
 
 def shift_divergence(decades: float, sigma: float = SIGMA["signed-log"]) -> float:
@@ -218,10 +223,26 @@ def shift_divergence(decades: float, sigma: float = SIGMA["signed-log"]) -> floa
     return float(pairwise(mass, edges[1] - edges[0])[0, 1])
 
 
-def jackknife(statistic: Callable[[Sequence[int]], float], probes: int) -> Estimate:
-    """Value of a statistic of all probes and its leave-one-out standard error."""
+def jackknife(
+    statistic: Callable[[Sequence[int]], float], probes: int, fewest: int | None = None
+) -> Estimate:
+    """Value of a statistic of all probes and its leave-one-out standard error.
+
+    Where blocks have different numbers of probes, each is left out of all blocks that have it. A
+    block with n of them then counts as if its variance were s²/(n − 1) instead of s²/n, at most:
+    the error is a little too large rather than too small.
+
+    Parameters
+    ----------
+    statistic : callable
+        Takes the probes to keep.
+    probes : int
+        How many there are.
+    fewest : int, optional
+        How many the block with the fewest has, if not all: with a single one there is no error.
+    """
     value = statistic(range(probes))
-    if probes < 2:
+    if min(probes, fewest or probes) < 2:
         return Estimate(value, float("nan"))
     left = np.array([statistic([k for k in range(probes) if k != out]) for out in range(probes)])
     variance = (probes - 1) / probes * ((left - left.mean()) ** 2).sum()
@@ -252,10 +273,12 @@ def _mean_over_pairs(binned: Shares, measures: Sequence[str]) -> dict[str, Estim
     pairs = np.triu_indices(len(binned.mass), 1)
 
     def mean(kept: Sequence[int], measure: str) -> float:
-        return float(pairwise(binned.mass[:, kept].mean(1), binned.width, measure)[pairs].mean())
+        average = np.nanmean(binned.mass[:, kept], 1)
+        return float(pairwise(average, binned.width, measure)[pairs].mean())
 
-    probes = binned.mass.shape[1]
-    return {m: jackknife(lambda kept, m=m: mean(kept, m), probes) for m in measures}
+    counts = (~np.isnan(binned.mass[..., 0])).sum(1)
+    settings = (binned.mass.shape[1], counts.min())
+    return {m: jackknife(lambda kept, m=m: mean(kept, m), *settings) for m in measures}
 
 
 def _entropy(mass: np.ndarray) -> np.ndarray:

@@ -13,11 +13,15 @@ Source: Golub & Meurant, *Matrices, Moments and Quadrature*, chapters 4 and 6; U
 "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", 2017.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+STATE = ("current", "previous", "alpha", "beta", "taken", "alive", "scale")
+COPIED = 2**22  # numbers of a basis that are converted to float64 at once: 32 MiB
 
 
 class Tridiagonal(NamedTuple):
@@ -26,25 +30,17 @@ class Tridiagonal(NamedTuple):
     alpha: Tensor  #: (…, m) diagonal; zero from the breakdown on
     beta: Tensor  #: (…, m) couplings; beta[…, j] links step j to j+1, the last is the residual
     taken: Tensor  #: (…) int64, the steps that count: less than m where the Krylov space was full
-    orthogonality: Tensor  #: (…) largest entry of ``|Q Qᵀ − I|``: the loss of orthogonality
+    orthogonality: Tensor  #: (…) largest entry of ``|Q Qᵀ − I|``; nan where no basis was kept
 
 
-def lanczos(
-    matvec: Callable[[Tensor], Tensor],
-    start: Tensor,
-    steps: int,
-    *,
-    reorthogonalize: bool = True,
-) -> Tridiagonal:
-    """Run Lanczos on a batch of start vectors in lockstep.
+class Lanczos:
+    """A batch of Lanczos runs in lockstep, which can rest between two steps.
 
-    The basis, its dot products and all scalars are float64 on the device of ``start``, whatever
-    dtype ``matvec`` works in: memory is ``steps × start.numel() × 8`` bytes.
+    The caller multiplies `current` by its operator and hands the product to `absorb`. All scalars
+    and the recurrence are float64 on the device of ``start``.
 
     Parameters
     ----------
-    matvec : callable, (…, d) float64 → (…, d) any float dtype
-        Applies a symmetric operator to each vector of the batch.
     start : Tensor, (…, d)
         Start vectors; normalised here.
     steps : int
@@ -54,6 +50,158 @@ def lanczos(
         against the whole basis. Together they hold the basis orthogonal to rounding error ("twice
         is enough"); the recurrence alone brings ghost copies of converged Ritz values, and
         Gram–Schmidt alone loses everything where a β is small beside the norm of H.
+    basis : torch.dtype or None
+        In what the basis is kept, ``steps × start.numel()`` numbers. Float32 or bfloat16 save
+        memory; dot products with it are float64 all the same, and each step shrinks what
+        orthogonality was lost by the rounding error of that type. None keeps no basis: four
+        vectors are all, no re-orthogonalisation is possible, its loss is not known.
+    device : torch.device, optional
+        Where the basis is kept, by default with ``start``: the host, where it does not fit a GPU.
+
+    Attributes
+    ----------
+    current : Tensor, (…, d) float64
+        The vector to be multiplied next: of unit length, or zero where a run has ended.
+    step : int
+        Steps taken.
+    done : bool
+        No step is left to take.
+
+    Raises
+    ------
+    ValueError
+        If ``steps`` is below 1, or a start vector is zero or not finite.
+    """
+
+    def __init__(
+        self,
+        start: Tensor,
+        steps: int,
+        *,
+        reorthogonalize: bool = True,
+        basis: torch.dtype | None = torch.float64,
+        device: torch.device | None = None,
+    ):
+        if steps < 1:
+            raise ValueError(f"Lanczos needs at least one step, not {steps}: raise `steps`.")
+        length = start.norm(dim=-1, keepdim=True, dtype=torch.float64)
+        if not bool((torch.isfinite(length) & (length > 0)).all()):
+            raise ValueError("A start vector is zero or not finite: draw it from a Gaussian.")
+        self.current = start.to(torch.float64) / length
+        self.previous = self.current  # of no consequence before the second step
+        self.step, self.done = 0, False
+        batch, steps = start.shape[:-1], min(steps, start.shape[-1])
+        self.alpha = self.current.new_zeros(*batch, steps)
+        self.beta = torch.zeros_like(self.alpha)
+        self.taken = torch.zeros(batch, dtype=torch.int64, device=start.device)
+        self.alive = torch.ones(batch, dtype=torch.bool, device=start.device)
+        self.scale = self.current.new_zeros(batch)  # largest |α|, β so far: at most the norm of H
+        self.reorthogonalize = reorthogonalize and basis is not None
+        self.basis = (
+            torch.empty(*batch, steps, start.shape[-1], dtype=basis, device=device or start.device)
+            if basis is not None
+            else None
+        )
+        self._keep()
+
+    def absorb(self, product: Tensor) -> None:
+        """Take one step with the operator's product with `current`, (…, d) of any float dtype.
+
+        Raises
+        ------
+        ValueError
+            If the product is not finite; the run is left as it was.
+        """
+        if not bool(torch.isfinite(product).all()):
+            raise ValueError(
+                "A Hessian product is not finite: the loss overflows or has no second derivative "
+                "here; try float64 and check the data and the weights for inf and nan."
+            )
+        # what a product or, squared for both have a share, vectors of the basis are rounded by
+        noise = torch.finfo(product.dtype).eps
+        if self.reorthogonalize:
+            noise = max(noise, torch.finfo(self.basis.dtype).eps ** 2)
+        j = self.step
+        residual = product.to(torch.float64, copy=True)
+        alpha = torch.where(self.alive, torch.linalg.vecdot(self.current, residual), 0.0)
+        residual.addcmul_(self.current, alpha[..., None], value=-1)
+        if j:
+            residual.addcmul_(self.previous, self.beta[..., j - 1, None], value=-1)
+        if self.reorthogonalize:
+            self._project_out(residual)
+        norm = residual.norm(dim=-1)
+        self.scale = torch.maximum(self.scale, torch.maximum(alpha.abs(), norm))
+        self.taken += self.alive
+        self.alive = self.alive & (norm > 10 * noise * self.scale)  # below: rounding error is left
+        self.alpha[..., j], self.beta[..., j] = alpha, torch.where(self.alive, norm, 0.0)
+        self.previous = self.current
+        residual /= norm[..., None].clamp_min(1e-300)
+        self.current = residual if bool(self.alive.all()) else residual * self.alive[..., None]
+        self.step += 1
+        self.done = self.step == self.alpha.shape[-1] or not bool(self.alive.any())
+        if not self.done:
+            self._keep()
+
+    def result(self) -> Tridiagonal:
+        """Return the coefficients of the steps taken so far."""
+        loss = torch.full_like(self.scale, torch.nan)
+        if self.basis is not None:
+            gram = 0.0
+            for _, part in self._columns(self.step):
+                gram = gram + part @ part.mT
+            used = torch.arange(self.step, device=gram.device) < self.taken[..., None]
+            loss = (gram - torch.diag_embed(used.double())).abs().amax(dim=(-1, -2))
+        return Tridiagonal(*(x.cpu() for x in (self.alpha, self.beta, self.taken, loss)))
+
+    def state(self, since: int = 0) -> dict[str, Tensor]:
+        """Return all that `restore` needs to go on, with the basis from step ``since`` on."""
+        state = {key: getattr(self, key) for key in STATE} | {"step": torch.tensor(self.step)}
+        if self.basis is not None:  # as bytes: NumPy has no bfloat16
+            state["basis"] = self.basis[..., since : self.step, :].view(torch.uint8)
+        return state
+
+    def restore(self, states: Sequence[dict[str, Tensor]]) -> None:
+        """Go back to where states, whose bases follow one another, were taken from such a run."""
+        for key in STATE:
+            setattr(self, key, states[-1][key].to(self.current.device))
+        self.step = int(states[-1]["step"])
+        if self.basis is not None:
+            rows = torch.cat([state["basis"] for state in states], dim=-2)
+            self.basis[..., : self.step, :] = rows.view(self.basis.dtype).to(self.basis.device)
+        self.done = self.step == self.alpha.shape[-1] or not bool(self.alive.any())
+        if not self.done:
+            self._keep()
+
+    def _keep(self) -> None:
+        if self.basis is not None:
+            self.basis[..., self.step, :] = self.current
+
+    def _project_out(self, residual: Tensor) -> None:
+        """Subtract from ``residual``, in place, its projection on the basis so far."""
+        parts, overlap = partial(self._columns, self.step + 1), 0.0
+        for at, part in parts():
+            overlap = overlap + (part @ residual[..., at, None])  # (…, j, 1)
+        for at, part in parts():
+            residual[..., at] -= (overlap.mT @ part).squeeze(-2)
+
+    def _columns(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of the first rows of the basis in float64 where the run is, small if copied."""
+        size = self.basis.shape[-1]
+        here = self.basis.dtype == torch.float64 and self.basis.device == self.current.device
+        width = size if here else max(1, COPIED // max(1, self.basis[..., 0].numel()))
+        for at in (slice(i, i + width) for i in range(0, size, width)):
+            yield at, self.basis[..., :rows, at].to(self.current)
+
+
+def lanczos(matvec: Callable[[Tensor], Tensor], start: Tensor, steps: int, **kept) -> Tridiagonal:
+    """Run Lanczos on a batch of start vectors to its end.
+
+    Parameters
+    ----------
+    matvec : callable, (…, d) float64 → (…, d) any float dtype
+        Applies a symmetric operator to each vector of the batch.
+    start, steps, **kept
+        As in `Lanczos`.
 
     Returns
     -------
@@ -65,49 +213,10 @@ def lanczos(
     ValueError
         If ``steps`` is below 1, a start vector is zero, or a product is not finite.
     """
-    if steps < 1:
-        raise ValueError(f"Lanczos needs at least one step, not {steps}: raise `steps`.")
-    start = start.to(torch.float64)
-    length = start.norm(dim=-1, keepdim=True)
-    if not bool((length > 0).all()):
-        raise ValueError("A start vector is zero or not finite: draw it from a Gaussian.")
-    steps = min(steps, start.shape[-1])
-    batch = start.shape[:-1]
-    basis = start.new_zeros(*batch, steps, start.shape[-1])  # (…, m, d)
-    alpha, beta = start.new_zeros(*batch, steps), start.new_zeros(*batch, steps)
-    taken = torch.zeros(batch, dtype=torch.int64, device=start.device)
-    alive = torch.ones(batch, dtype=torch.bool, device=start.device)
-    scale = start.new_zeros(batch)  # largest |α| or β so far: a lower bound of the spectral norm
-    current = start / length
-    for j in range(steps):
-        basis[..., j, :] = torch.where(alive[..., None], current, 0.0)
-        product = matvec(current)
-        if not bool(torch.isfinite(product).all()):
-            raise ValueError(
-                "A Hessian product is not finite: the loss overflows or has no second derivative "
-                "here; try float64 and check the data and the weights for inf and nan."
-            )
-        noise = torch.finfo(product.dtype).eps
-        residual = product.to(torch.float64)
-        alpha[..., j] = torch.where(alive, (current * residual).sum(-1), 0.0)
-        taken += alive
-        residual = residual - alpha[..., j, None] * current
-        if j:
-            residual = residual - beta[..., j - 1, None] * basis[..., j - 1, :]
-        if reorthogonalize:
-            overlap = torch.einsum("...jd,...d->...j", basis[..., : j + 1, :], residual)
-            residual = residual - torch.einsum("...jd,...j->...d", basis[..., : j + 1, :], overlap)
-        norm = residual.norm(dim=-1)
-        scale = torch.maximum(scale, torch.maximum(alpha[..., j].abs(), norm))
-        alive = alive & (norm > 10 * noise * scale)  # below: only rounding error is left to follow
-        beta[..., j] = torch.where(alive, norm, 0.0)
-        if not bool(alive.any()):
-            break
-        current = torch.where(alive[..., None], residual / norm[..., None].clamp_min(1e-300), 0.0)
-    gram = basis @ basis.transpose(-1, -2)  # (…, m, m)
-    unit = torch.diag_embed((torch.arange(steps, device=start.device) < taken[..., None]).double())
-    loss = (gram - unit).abs().amax(dim=(-1, -2))
-    return Tridiagonal(alpha.cpu(), beta.cpu(), taken.cpu(), loss.cpu())
+    run = Lanczos(start, steps, **kept)
+    while not run.done:
+        run.absorb(matvec(run.current))
+    return run.result()
 
 
 def gauss_quadrature(alpha: Tensor, beta: Tensor, taken: Tensor) -> tuple[Tensor, Tensor]:

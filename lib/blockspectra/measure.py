@@ -61,6 +61,7 @@ class Initial:
             literal_init=self.literal_init,
             device=self.device,
         )
+        name = f"initial-{self.model}-{self.by}"
         about = asdict(self) | {"data": made.data.checksum}
 
         def compute() -> Spectra:
@@ -70,6 +71,7 @@ class Initial:
                 steps=self.steps,
                 probes=self.probes,
                 seed=self.seed,
+                checkpoint=store.runs(name, about),
             )
             result.meta.update(
                 about,
@@ -80,7 +82,7 @@ class Initial:
             )
             return result
 
-        return store.get(f"initial-{self.model}-{self.by}", about, compute)
+        return store.get(name, about, compute)
 
 
 class Job(Protocol):

@@ -76,18 +76,19 @@ class Curvature:
 
     def result(self, store: Store) -> Spectra:
         """Return the spectra; ``meta`` says what was measured."""
-        about = asdict(self)
+        name, about = f"{self.subject.name}-{_start(self.pretrained)}", asdict(self)
 
         def compute() -> Spectra:
             made = self.subject.setup(store, self.pretrained, self.samples, self.seed, self.device)
             blocks = self.subject.blocks(made.problem.model)
             settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
+            settings["checkpoint"] = store.runs(name, about)
             result = block_spectra(made.problem, blocks, **settings)
             data = {"name": made.data.name, "data": made.data.checksum}
             result.meta.update(about, title=made.title, caption=made.caption, **data)
             return result
 
-        return store.get(f"{self.subject.name}-{_start(self.pretrained)}", about, compute)
+        return store.get(name, about, compute)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 
-
-class ProblemError(ValueError):
-    """Something about the model, the loss or the data forbids a Hessian; says what to do."""
+from blockspectra.double_backward import ProblemError, differentiate_again, graph
 
 
 class Problem:
@@ -146,7 +144,7 @@ class Problem:
             [torch.randn(p.shape, generator=generator).to(p) for p in parameters] for _ in range(2)
         )
         gradient = torch.autograd.grad(second, parameters, create_graph=True, allow_unused=True)
-        for node in _graph([second, *gradient]):  # both would give a wrong Hessian in silence
+        for node in graph([second, *gradient]):  # both would give a wrong Hessian in silence
             if 0 <= (row := getattr(node, "_saved_padding_idx", -1)) < 2**63:  # none is 2⁶⁴ - 1
                 raise ProblemError(
                     f"F.embedding is called with padding_idx={row}, which keeps a row out of the "
@@ -180,58 +178,8 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
 
 
-def differentiate_again(
-    gradients: Sequence[Tensor | None], parameters: Sequence[Tensor], vectors: Sequence[Tensor]
-) -> list[Tensor]:
-    """Second derivative along ``vectors`` from gradients that are still a graph.
-
-    Parameters
-    ----------
-    gradients : sequence of Tensor or None
-        ``∂L/∂p`` with ``create_graph=True``; None, or without a graph, where the loss does not
-        depend on the parameter, or only linearly.
-    parameters, vectors : sequence of Tensor
-        Shaped like the gradients.
-
-    Returns
-    -------
-    list of Tensor
-        ``∂(Σ gradient·vector)/∂p`` for each parameter, zero where nothing depends on it.
-
-    Raises
-    ------
-    ProblemError
-        If a function on the way has no second derivative.
-    """
-    pairs = zip(gradients, vectors, strict=True)
-    kept = [(g, v) for g, v in pairs if g is not None and g.requires_grad]
-    if not kept:
-        return [torch.zeros_like(p) for p in parameters]
-    outputs, seeds = zip(*kept, strict=True)
-    try:
-        result = torch.autograd.grad(
-            outputs, parameters, seeds, retain_graph=True, allow_unused=True
-        )
-    except (RuntimeError, NotImplementedError) as error:
-        raise ProblemError(_why_not_twice(error)) from error
-    return [
-        torch.zeros_like(p) if h is None else h for h, p in zip(result, parameters, strict=True)
-    ]
-
-
 def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     return float(sum((a.double() * b.double()).sum() for a, b in zip(left, right, strict=True)))
-
-
-def _graph(tensors: Iterable[Tensor | None]) -> Iterator[torch.autograd.graph.Node]:
-    """Walk the autograd graph behind some tensors, each node once."""
-    seen, waiting = set(), [t.grad_fn for t in tensors if t is not None]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            waiting += [parent for parent, _ in node.next_functions]
-            yield node
 
 
 def _batch_size(batch: Any) -> int:
@@ -242,16 +190,3 @@ def _batch_size(batch: Any) -> int:
     if tensor.shape[0] == 0:
         raise ProblemError("A batch is empty (its first dimension is 0): leave it out.")
     return tensor.shape[0]
-
-
-def _why_not_twice(error: Exception) -> str:
-    text = str(error).splitlines()[0]
-    if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in text:
-        return f"Out of memory in a Hessian product: use smaller or fewer batches. {text}"
-    if "attention" in text:
-        return (
-            "The model uses fused (flash or efficient) attention, which has no second derivative: "
-            "remove the sdpa_kernel(...) it sets itself, or build it with eager attention "
-            f"(attn_implementation='eager'). PyTorch said: {text}"
-        )
-    return f"The loss cannot be differentiated twice: replace the function named here. {text}"

@@ -2,66 +2,180 @@ r"""Products with the Hessian and its diagonal blocks by double backward.
 
 For a block :math:`w_l` the product is :math:`H_l v = ∂(g_l^\top v)/∂w_l` with the gradient
 :math:`g_l = ∂L/∂w_l` kept as a graph. Autograd walks only the part of the graph that lies between
-:math:`g_l` and :math:`w_l`, so a block's product costs less than a full one. One product with all
-blocks' vectors side by side would *not* do: it adds the off-diagonal blocks.
+:math:`g_l` and :math:`w_l`, so a block's product costs less than a full one: about a third of a
+gradient on average over the blocks of a network. One product with all blocks' vectors side by side
+would *not* do: it adds the off-diagonal blocks.
 Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blockspectra.blocks import Block, whole
-from blockspectra.problem import Problem, ProblemError, differentiate_again
+from blockspectra.double_backward import (
+    OutOfMemory,
+    ProblemError,
+    differentiate_again,
+    explained,
+    graph_bytes,
+    is_out_of_memory,
+)
+from blockspectra.memory import readable
+from blockspectra.problem import Problem
+from blockspectra.twice import CheapTwice
+from blockspectra.ranks import Ranks
+
+SCRATCH = 2.0  # what a product needs beside the graph, as a share of it; measured: 0.4 to 1.9
 
 
 class GradientGraph:
-    """The gradient of the mean loss with respect to some blocks, ready to be differentiated again.
-
-    One forward and one backward a batch are done here, once; every product reuses them. Memory is
-    that of all batches' graphs together, about three times their activations.
+    """The gradient of one batch's loss with respect to some blocks, kept as a graph.
 
     Parameters
     ----------
     problem : Problem
         Its checks are not run here.
-    blocks : sequence of Block
-        The blocks that products will be asked for.
+    batch
+        One of the problem's.
+    parameters : sequence of torch.nn.Parameter
+        Those of the blocks that products will be asked for.
+
+    Raises
+    ------
+    OutOfMemory
+        If it does not fit.
     """
 
-    def __init__(self, problem: Problem, blocks: Sequence[Block]):
-        parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
-        self.terms = []  # (share of the batch, {parameter: gradient}) for each batch
-        for batch, share in zip(problem.batches, problem.weights, strict=True):
-            gradient = torch.autograd.grad(
-                problem.value(batch), parameters, create_graph=True, allow_unused=True
-            )
-            self.terms.append((share, dict(zip(parameters, gradient, strict=True))))
+    def __init__(self, problem: Problem, batch: Any, parameters: Sequence[torch.nn.Parameter]):
+        try:
+            with CheapTwice():
+                value = problem.value(batch)
+            gradient = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
+        except (RuntimeError, NotImplementedError) as error:
+            if is_out_of_memory(error):
+                raise explained(error) from error
+            raise
+        self.gradient = dict(zip(parameters, gradient, strict=True))
 
     def product(self, block: Block, vector: Tensor) -> Tensor:
-        """Hessian block times a vector.
+        """Hessian block times a vector, or times several at once by vmap.
 
         Parameters
         ----------
         block : Block
-            One of those given at the start.
-        vector : Tensor, (size,)
+            With parameters that were given at the start.
+        vector : Tensor, (size,) or (vector, size)
             Any float dtype; rounded to the parameters' for the product.
 
         Returns
         -------
-        Tensor, (size,)
-            In the parameters' dtype; float64 sums over several batches.
+        Tensor, shaped like ``vector``
+            In the parameters' dtype.
         """
-        seeds, total = block.expand(vector), 0.0
-        for share, gradients in self.terms:
-            graph = [gradients[p] for p in block.parameters]
-            part = block.flatten(differentiate_again(graph, block.parameters, seeds))
-            if share == 1:
-                return part
-            total = total + share * part.double()
-        return total.to(part.dtype)
+        graph = [self.gradient[p] for p in block.parameters]
+        seeds = block.expand(vector)
+        batched = vector.ndim > 1
+        return block.flatten(differentiate_again(graph, block.parameters, seeds, batched=batched))
+
+    def nbytes(self) -> int:
+        """Bytes that the graph keeps alive beside the parameters."""
+        return graph_bytes(self.gradient.values(), outside=self.gradient)
+
+
+class BlockHessians:
+    """Products with the blocks of the Hessian of the mean loss over all batches.
+
+    One forward and one backward a batch are done once and kept for all products, where that fits
+    the budget; otherwise they are done again for each list of products, once for all blocks and
+    vectors in it. The results are the same to the bit on a CPU.
+
+    Parameters
+    ----------
+    problem : Problem
+        Its checks are not run here.
+    blocks : iterable of Block
+        Those that products will be asked for.
+    budget : int, optional
+        Bytes for graphs and for what a product needs beside them; no bound if None.
+    ranks : Ranks, optional
+        The processes that share the batches; by default this one has them all.
+
+    Attributes
+    ----------
+    kept : bool
+        Whether all graphs are kept.
+
+    Raises
+    ------
+    OutOfMemory
+        If not even one batch's graph fits the budget.
+    ValueError
+        If there are more ranks than batches.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        blocks: Iterable[Block],
+        *,
+        budget: int | None = None,
+        ranks: Ranks | None = None,
+    ):
+        self.problem, self.ranks = problem, ranks or Ranks()
+        self.parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
+        self.batches = self.ranks.share(list(zip(problem.batches, problem.weights, strict=True)))
+        first, *others = self.batches
+        graphs = [self._graph(first)]
+        self.nbytes = graphs[0].nbytes() if budget is not None else 0  # of one graph
+        if budget is not None and self.nbytes * (1 + SCRATCH) > budget:
+            raise OutOfMemory(
+                f"The graph of one batch and a product with it take about "
+                f"{readable(self.nbytes * (1 + SCRATCH))}, and {readable(max(0, budget))} are left "
+                f"for them: use smaller batches, or raise `memory`."
+            )
+        fits = budget is None or self.nbytes * (len(self.batches) + SCRATCH) <= budget
+        self.kept = bool(self.ranks.least(fits))  # what is multiplied together depends on it
+        self.graphs = [*graphs, *map(self._graph, others)] if self.kept else []
+
+    def products(self, wanted: Sequence[tuple[Block, Tensor]]) -> list[Tensor]:
+        """Blocks of the Hessian times vectors, each batch's graph used for all of them in turn.
+
+        Parameters
+        ----------
+        wanted : sequence of (Block, Tensor)
+            See `GradientGraph.product` for the shapes.
+
+        Returns
+        -------
+        list of Tensor
+            In the parameters' dtype; float64 sums where there are several batches.
+        """
+        if self.kept and len(self.graphs) == self.ranks.parts == 1:
+            return [self.graphs[0].product(*pair) for pair in wanted]
+        totals = [0.0] * len(wanted)
+        for i, (batch, weight) in enumerate(self.batches):
+            graph = self.graphs[i] if self.kept else self._graph((batch, weight))
+            for j, pair in enumerate(wanted):
+                totals[j] = totals[j] + weight * graph.product(*pair).double()
+            del graph  # before the next one is made
+        totals = self.ranks.sum(totals, [vector for _, vector in wanted])
+        return [
+            t.to(block.parameters[0].dtype) for t, (block, _) in zip(totals, wanted, strict=True)
+        ]
+
+    def product(self, block: Block, vector: Tensor) -> Tensor:
+        """One block of the Hessian times a vector."""
+        return self.products([(block, vector)])[0]
+
+    def drop(self) -> None:
+        """Keep the graphs no longer: from now on they are made again for each list of products."""
+        self.kept, self.graphs = False, []
+
+    def _graph(self, batch: tuple[Any, float]) -> GradientGraph:
+        return GradientGraph(self.problem, batch[0], self.parameters)
 
 
 def hessian_product(problem: Problem, vector: Tensor) -> Tensor:
@@ -96,8 +210,7 @@ def block_products(
             )
     with problem.curvature_mode():
         problem.check()
-        graph = GradientGraph(problem, blocks)
-        return [graph.product(block, v) for block, v in zip(blocks, vectors, strict=True)]
+        return BlockHessians(problem, blocks).products(list(zip(blocks, vectors, strict=True)))
 
 
 def dense_hessian(problem: Problem, block: Block, *, limit: int = 10_000) -> Tensor:
@@ -115,14 +228,14 @@ def dense_hessian(problem: Problem, block: Block, *, limit: int = 10_000) -> Ten
         )
     with problem.curvature_mode():
         problem.check()
-        graph = GradientGraph(problem, [block])
+        hessian = BlockHessians(problem, [block])
         unit = torch.eye(
             block.size, dtype=block.parameters[0].dtype, device=block.parameters[0].device
         )
-        hessian = torch.stack([graph.product(block, row) for row in unit], dim=1)
-    if not bool(torch.isfinite(hessian).all()):
+        matrix = torch.stack([hessian.product(block, row) for row in unit], dim=1)
+    if not bool(torch.isfinite(matrix).all()):
         raise ProblemError(
             f"The Hessian of block {block.name!r} is not finite: some function has no second "
             f"derivative at this point, or float32 overflows; try float64."
         )
-    return hessian
+    return matrix

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -30,7 +31,7 @@ PRESETS = ("smoke", "laptop", "paper")
 # modules that only read what is stored: they draw, compare and judge, and change no stored number
 READERS = {
     *("__init__.py", "accuracy.py", "chapter.py", "claims.py", "distance.py", "figures"),
-    *("report.py", "results.py"),
+    *("one_model.py", "report.py", "results.py"),
 }
 
 
@@ -147,7 +148,15 @@ class Store:
             text = f"# sha256 {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
             path = write_text(self.path / f"{name}-{key}.csv", text)
         self._note(path)
+        shutil.rmtree(self.runs(name, depends_on), ignore_errors=True)
         return _read(path)  # what a later run will see, to the bit
+
+    def runs(self, name: str, depends_on: dict) -> Path:
+        """Return the folder where ``compute`` may keep what it needs to go on after being killed.
+
+        It is deleted once the result is there.
+        """
+        return self.path / "runs" / f"{name}-{_key(depends_on)}"
 
     def part(self, name: str) -> "Store":
         """Open a folder in this store for steps on the way to a result.

@@ -3,18 +3,34 @@
 import hashlib
 import os
 import sys
-from collections.abc import Sequence
-from functools import partial
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from blockspectra.blocks import Block, whole
-from blockspectra.lanczos import lanczos
+from blockspectra.double_backward import OutOfMemory
+from blockspectra.journal import Journal
+from blockspectra.lockstep import Lockstep, Unit, run_bytes
+from blockspectra.memory import in_bytes, in_use, readable
+from blockspectra.probing import Probing
 from blockspectra.problem import Problem
-from blockspectra.products import GradientGraph
+from blockspectra.products import BlockHessians
+from blockspectra.ranks import Ranks
+from blockspectra.results import code_version
 from blockspectra.spectra import Spectra
+
+BASES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "none": None,
+}
+CHECKED = 1000  # numbers of each block's first probe that ranks compare
 
 
 def block_spectra(
@@ -24,13 +40,20 @@ def block_spectra(
     steps: int = 100,
     probes: int = 10,
     seed: int = 0,
+    tolerance: float | None = None,
+    basis: str = "float64",
+    together: int | None = None,
+    memory: str | int | None = None,
+    checkpoint: str | Path | None = None,
+    ranks: str | None = None,
     progress: bool | None = None,
 ) -> Spectra:
     """Spectra of the diagonal Hessian blocks.
 
-    The cost is one gradient a batch, then ``len(blocks) × probes × steps`` products of at most
-    about two gradients each. A block's result depends on (seed, its name, the probe's number)
-    alone: not on the other blocks, their order, or how many probes there are.
+    The cost is one gradient a batch, then ``len(blocks) × probes × steps`` products; a block's
+    costs about half a gradient on average, the full one about two. A block's result depends on
+    (seed, its name, the probe's number) alone: not on the other blocks, their order, or how many
+    probes there are, and on a CPU not on ``memory`` or on having been killed and resumed.
 
     Parameters
     ----------
@@ -45,6 +68,27 @@ def block_spectra(
         Gaussian start vectors a block.
     seed : int
         Seeds the probes together with the block's name.
+    tolerance : float, optional
+        Take only as many steps and probes as each block needs, at most ``steps`` and ``probes``
+        and at least two probes: until the estimated error, a Wasserstein-1 distance in units of
+        the block's root mean square eigenvalue, is below this. The spectra are deflated, and
+        ``meta["error"]`` says for each block what was reached; see `stopping`.
+    basis : {"float64", "float32", "bfloat16", "none"}
+        In what the Lanczos basis is kept, ``steps × size`` numbers a run. ``none`` keeps none and
+        does not re-orthogonalise: densities survive that, single eigenvalues do not; see `Lanczos`.
+    together : int, optional
+        Probes taken in one product by vmap. By default 1 on a CPU, where more gain nothing
+        (measured), and all on a GPU, where small models are bound by the launching of kernels.
+    memory : str or int, optional
+        What the whole process may use, such as ``"4GiB"``; on a GPU, its tensors there. By
+        default what is free. Blocks, probes and batches are taken in turns to stay within it.
+    checkpoint : path, optional
+        A folder in which every finished probe is kept, and long ones each minute. A killed call
+        goes on from it when made again; the folder can be deleted afterwards.
+    ranks : {"batches", "blocks"}, optional
+        Under ``torchrun``, split batches (products are summed over ranks) or runs over the
+        processes of the default group. All ranks must be given the same problem and get the same
+        result; a checkpoint's folder must be one that all of them see.
     progress : bool, optional
         Show a bar; by default where the output is a terminal or ``BLOCKSPECTRA_PROGRESS=1``.
 
@@ -55,42 +99,76 @@ def block_spectra(
     Raises
     ------
     ValueError
-        No blocks, two of one name, or no steps or probes.
+        No blocks, two of one name, no steps or probes, an unknown basis or split, a checkpoint of
+        another run, ranks that differ.
     ProblemError
-        See `Problem.check`.
+        See `Problem.check`; `OutOfMemory` where the least that is needed does not fit.
     """
     names = [block.name for block in blocks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"Give at least one block, and each once; got {names[:10]}.")
     if steps < 1 or probes < 1:
         raise ValueError(f"steps and probes must be at least 1, not {steps} and {probes}.")
-    shape = (len(blocks), probes, min(steps, max(block.size for block in blocks)))
-    alpha, beta = np.zeros(shape), np.zeros(shape)
-    taken, orthogonality = np.zeros(shape[:2], dtype=np.int64), np.zeros(shape[:2])
-    if progress is None:
-        progress = progress_wanted()
-    with problem.curvature_mode(), tqdm(total=len(blocks) * probes, disable=not progress) as bar:
+    if basis not in BASES:
+        raise ValueError(f"Unknown basis {basis!r}: choose one of {', '.join(BASES)}.")
+    if tolerance is not None and (not tolerance > 0 or basis not in ("float64", "float32") or probes < 2):
+        raise ValueError(
+            f"A tolerance must be above 0, and needs probes=2 or more and a basis that stays "
+            f"orthogonal: float64 or float32, not {basis}."
+        )
+    device = blocks[0].parameters[0].device
+    together = together or (1 if device.type == "cpu" else probes)
+    team = Ranks(ranks, device)
+    most = sum(min(steps, block.size) for block in blocks) * probes // team.ways
+    shown = team.rank == 0 and (progress_wanted() if progress is None else progress)
+    bar = tqdm(total=most, unit="step", disable=not shown)
+
+    def start(unit: Unit) -> torch.Tensor:
+        bar.set_description(unit.block.name)
+        vectors = [probe_vector(seed, unit.block.name, k, unit.block.size) for k in unit.probes]
+        return (vectors[0] if len(vectors) == 1 else torch.stack(vectors)).to(device)
+
+    with team, problem.curvature_mode(), bar:
+        budget = in_bytes(memory, device)
+        if memory is None:  # what is free is for all ranks here
+            budget = in_use(device) + (budget - in_use(device)) // team.neighbours
+        if budget < in_use(device):
+            raise OutOfMemory(
+                f"memory={memory!r} is for the whole process, which holds "
+                f"{readable(in_use(device))} already: raise it."
+            )
         problem.check()
-        graph = GradientGraph(problem, blocks)
-        for i, block in enumerate(blocks):
-            bar.set_description(block.name)
-            for k in range(probes):
-                start = probe_vector(seed, block.name, k, block.size)
-                device = block.parameters[0].device
-                run = lanczos(partial(graph.product, block), start.to(device), steps)
-                m = len(run.alpha)
-                alpha[i, k, :m], beta[i, k, :m] = run.alpha, run.beta
-                taken[i, k], orthogonality[i, k] = run.taken, run.orthogonality
-                bar.update()
-    sizes = [block.size for block in blocks]
-    meta = {"steps": steps, "probes": probes, "seed": seed}
-    return Spectra(names, sizes, alpha, beta, taken, orthogonality, meta)
+        about = _about(problem, blocks, seed)
+        about["settings"] = [steps, tolerance, basis, together, team.parts]
+        found = sorted(path.name for path in Path(checkpoint).glob("*")) if checkpoint else []
+        team.agree(about | {"ranks": ranks, "checkpoint": found if team.parts > 1 else None})
+        journal = Journal(checkpoint, about, writes=team.writes) if checkpoint else None
+        least = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
+        hessians = BlockHessians(
+            problem,
+            blocks,
+            budget=budget - in_use(device) - (least if device.type == "cpu" else 0),
+            ranks=team,
+        )
+        probing = Probing(blocks, steps, probes, tolerance, team.mine)
+        lockstep = Lockstep(
+            hessians, start, steps, BASES[basis], budget, probing.enough, bar.update, journal
+        )
+        while units := probing.missing(together):
+            for unit, result in lockstep.run(units):
+                probing.add(unit, result)
+        meta = {"steps": steps, "probes": probes, "seed": seed}
+        if tolerance is not None:
+            meta["tolerance"] = tolerance
+        graphs = "kept graphs" if hessians.kept else "a graph made again each step"
+        meta["products"] = f"double backward on {graphs}, {together} a time, {basis} basis"
+        return probing.spectra(meta, team.merge)
 
 
 def full_spectrum(problem: Problem, **settings) -> Spectra:
     """Spectrum of the full Hessian over all trainable parameters, as one block.
 
-    Takes the settings of `block_spectra`. The Lanczos basis needs ``steps × parameters × 8`` bytes.
+    Takes the settings of `block_spectra`.
     """
     return block_spectra(problem, [whole(problem.model)], **settings)
 
@@ -104,3 +182,28 @@ def probe_vector(seed: int, name: str, probe: int, size: int) -> torch.Tensor:
     """Gaussian start vector, (size,) float64, the same on every machine."""
     digest = hashlib.sha256(f"{seed}/{name}/{probe}".encode()).digest()
     return torch.from_numpy(np.random.default_rng(list(digest)).standard_normal(size))
+
+
+def _about(problem: Problem, blocks: Sequence[Block], seed: int) -> dict:
+    """All that the runs depend on beside the settings, as JSON: names and checksums."""
+    first = [probe_vector(seed, b.name, 0, min(b.size, CHECKED)) for b in blocks]
+    return {
+        "torch": torch.__version__,
+        "code": code_version(__name__),
+        "blocks": [[block.name, block.size] for block in blocks],
+        "probes": _checksum(first),
+        "weights": _checksum(problem.model.state_dict().values()),
+        "batches": _checksum(
+            tree_leaves([dict(b) if isinstance(b, Mapping) else b for b in problem.batches])
+        ),
+        "loss": problem.value(problem.batches[0]).item(),
+    }
+
+
+def _checksum(tensors: Iterable) -> int:
+    total = 0
+    for tensor in tensors:
+        if isinstance(tensor, torch.Tensor):
+            data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+            total = zlib.crc32(data.cpu().numpy(), total)
+    return total

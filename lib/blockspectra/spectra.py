@@ -4,24 +4,27 @@ Only the recurrence coefficients (α, β) are kept: they are small, and every de
 distance follows from them for any grid and any σ.
 """
 
-import hashlib
-import io
-import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from blockspectra.arrays import load_arrays, save_arrays
+from blockspectra.deflation import ORTHOGONAL, deflated_quadrature
 from blockspectra.lanczos import gauss_quadrature
+from blockspectra.smoothing import bin_mass
+
+ARRAYS = ("alpha", "beta", "taken", "orthogonality")
 
 
 @dataclass(frozen=True, eq=False)
 class Spectra:
     """Spectra of several blocks, as Lanczos coefficients; all arrays are float64 on the CPU.
+
+    Blocks may have different numbers of probes: those that a block lacks have ``taken == 0``.
 
     Attributes
     ----------
@@ -30,7 +33,7 @@ class Spectra:
     alpha, beta : ndarray, (block, probe, step)
         Diagonal and off-diagonal; ``beta[…, j]`` links step j to j+1, zero from a breakdown on.
     taken : ndarray of int, (block, probe)
-        Steps that count: fewer where the Krylov space was exhausted.
+        Steps that count: fewer where the Krylov space was exhausted, 0 for a missing probe.
     orthogonality : ndarray, (block, probe)
         Largest entry of ``|Q Qᵀ − I|`` of each Lanczos basis.
     meta : dict
@@ -47,15 +50,36 @@ class Spectra:
 
     @property
     def probes(self) -> int:
-        """Number of probes of each block."""
+        """Number of probes of the blocks that have most."""
         return self.alpha.shape[1]
+
+    @property
+    def present(self) -> np.ndarray:
+        """Which probes a block has, (block, probe) bool."""
+        return self.taken > 0
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Number of probes that each block has, (block,)."""
+        return self.present.sum(1)
 
     @cached_property
     def quadrature(self) -> tuple[np.ndarray, np.ndarray]:
-        """Nodes and weights of all blocks, (block, probe, step) each."""
-        parts = (torch.from_numpy(x) for x in (self.alpha, self.beta, self.taken))
-        nodes, weights = gauss_quadrature(*parts)
-        return nodes.numpy(), weights.numpy()
+        """Nodes and weights of all blocks, (block, probe, step) each.
+
+        A missing probe has the nodes of its block's first one, with weights 0: a minimum or
+        maximum over nodes and a sum of weights stay right.
+        """
+        present, arrays = self.present, (self.alpha, self.beta, self.taken)
+        if self.meta.get("deflated"):
+            nodes, weights = deflated_quadrature(*arrays, self.sizes)
+        else:
+            nodes, weights = np.zeros_like(self.alpha), np.zeros_like(self.alpha)
+            found = gauss_quadrature(*(torch.from_numpy(x[present]) for x in arrays))
+            nodes[present], weights[present] = (x.numpy() for x in found)
+        blocks, missing = np.nonzero(~present)
+        nodes[blocks, missing] = nodes[blocks, present.argmax(1)[blocks]]
+        return nodes, weights
 
     def index(self, block: int | str) -> int:
         """Position of a block given by position or name."""
@@ -70,7 +94,7 @@ class Spectra:
         return self.quadrature[0][self.index(block)]
 
     def weights(self, block: int | str) -> np.ndarray:
-        """Gauss weights of a block, (probe, step); each probe's sum to 1."""
+        """Gauss weights of a block, (probe, step); each probe's sum to 1, or 0 if it is missing."""
         return self.quadrature[1][self.index(block)]
 
     @cached_property
@@ -79,16 +103,21 @@ class Spectra:
         return self.quadrature[0].max(axis=(1, 2))
 
     def moment(self, order: int) -> np.ndarray:
-        """Mean of λ^order over the spectrum, per probe, (block, probe); ``order < 2·steps``."""
+        """Mean of λ^order over the spectrum, per probe, (block, probe); ``order < 2·steps``.
+
+        nan for missing probes.
+        """
         nodes, weights = self.quadrature
-        return (weights * nodes**order).sum(-1)
+        return np.where(self.present, (weights * nodes**order).sum(-1), np.nan)
 
     def traces(self) -> np.ndarray:
-        """Estimated trace, per probe, (block, probe)."""
+        """Estimated trace, per probe, (block, probe); nan for missing probes."""
         return self.moment(1) * np.array(self.sizes)[:, None]
 
     def mass(self, edges: np.ndarray, sigma: float, transform=None) -> np.ndarray:
         """Share of the smoothed spectrum in each bin, per probe, (block, probe, bin).
+
+        nan for missing probes.
 
         Parameters
         ----------
@@ -100,10 +129,9 @@ class Spectra:
             Maps nodes to the axis of ``edges``, e.g. a signed logarithm.
         """
         nodes, weights = self.quadrature
-        nodes = nodes if transform is None else transform(nodes)
-        return np.stack(
-            [bin_mass(*pair, edges, sigma) for pair in zip(nodes, weights, strict=True)]
-        )
+        mass = bin_mass(nodes if transform is None else transform(nodes), weights, edges, sigma)
+        mass[~self.present] = np.nan
+        return mass
 
     def density(self, grid: np.ndarray, sigma: float) -> np.ndarray:
         """Smoothed eigenvalue density, averaged over probes, (block, len(grid)).
@@ -119,13 +147,28 @@ class Spectra:
         grid = np.asarray(grid, dtype=np.float64)
         middle = (grid[1:] + grid[:-1]) / 2
         edges = np.concatenate([[2 * grid[0] - middle[0]], middle, [2 * grid[-1] - middle[-1]]])
-        return self.mass(edges, sigma).mean(1) / np.diff(edges)
+        nodes, weights = self.quadrature
+        weights = weights / self.counts[:, None, None]
+        pooled = (x.reshape(len(x), -1) for x in (nodes, weights))  # (block, probe·step)
+        return bin_mass(*pooled, edges, sigma) / np.diff(edges)
 
     def select(self, blocks: Sequence[int | str] = (), probes: Sequence[int] | None = None):
-        """Return the Spectra of some blocks (default: all) and some probes (default: all)."""
+        """Return the Spectra of some blocks (default: all) and some probes (default: all).
+
+        A probe that none of these blocks has is left out.
+
+        Raises
+        ------
+        ValueError
+            If a name is unknown, or a block would be left without probes.
+        """
         rows = [self.index(b) for b in blocks] or list(range(len(self.names)))
         columns = list(range(self.probes)) if probes is None else list(probes)
-        pick = np.ix_(rows, columns)
+        present = self.present[np.ix_(rows, columns)]
+        if not present.any(1).all():
+            bare = self.names[rows[int(np.argmin(present.any(1)))]]
+            raise ValueError(f"Block {bare!r} has none of the probes {columns}: keep one it has.")
+        pick = np.ix_(rows, [k for k, some in zip(columns, present.any(0), strict=True) if some])
         return Spectra(
             [self.names[i] for i in rows],
             [self.sizes[i] for i in rows],
@@ -133,19 +176,30 @@ class Spectra:
             self.meta,
         )
 
+    def deflated(self) -> "Spectra":
+        """Return a copy whose quadrature weighs single eigenvalues that were found exactly.
+
+        It has ``meta["deflated"]``, which files keep. Moments and traces are then no longer exact
+        for a probe, but nearer to the block's: see `deflation`.
+
+        Raises
+        ------
+        ValueError
+            If a basis was not kept orthogonal: ghost copies of eigenvalues would count.
+        """
+        loss = self.orthogonality[self.present]
+        if not (loss <= ORTHOGONAL).all():
+            raise ValueError(
+                f"Deflation needs Lanczos bases orthogonal to {ORTHOGONAL:g}, not {loss.max():.1g} "
+                '(nan: no basis was kept): compute the spectra again with basis="float64".'
+            )
+        return replace(self, meta={**self.meta, "deflated": True})
+
     def save(self, path: str | Path) -> Path:
         """Write to an ``.npz`` without pickle, with a checksum inside; atomic."""
-        path = Path(path)
-        arrays = {k: getattr(self, k) for k in ("alpha", "beta", "taken", "orthogonality")}
+        arrays = {key: getattr(self, key) for key in ARRAYS}
         header = {"names": self.names, "sizes": self.sizes, "meta": self.meta}
-        header["sha256"] = _digest(header, arrays)
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, header=np.array(json.dumps(header)), **arrays)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(buffer.getvalue())
-        temporary.replace(path)
-        return path
+        return save_arrays(Path(path), header, arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> "Spectra":
@@ -156,52 +210,7 @@ class Spectra:
         ValueError
             If the file is truncated, altered or not such a file: delete it and compute again.
         """
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {k: file[k] for k in ("alpha", "beta", "taken", "orthogonality")}
-                header = json.loads(str(file["header"]))
-            found = header.pop("sha256")
-            if found != _digest(header, arrays):
-                raise ValueError("checksum differs")
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # zipfile, zlib, numpy and json each have their own for damage
-            raise ValueError(
-                f"{path} is damaged or no spectrum file ({error}): delete it and compute it again."
-            ) from error
-        return cls(header["names"], header["sizes"], **arrays, meta=header["meta"])
-
-
-def bin_mass(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray, sigma: float) -> np.ndarray:
-    """Share of a weighted set of points in each bin, each point smoothed by a Gaussian.
-
-    The Gaussians are integrated over the bins, not sampled at grid points, so that no grid is too
-    coarse and nothing aliases. What lies beyond the edges counts in the outer bins.
-
-    Parameters
-    ----------
-    nodes, weights : ndarray, (…, n) float64
-        The weights of the last axis sum to 1.
-    edges : ndarray, (bin + 1,)
-        Increasing.
-    sigma : float
-        Width of the Gaussian in the units of ``edges``; 0 for a histogram.
-
-    Returns
-    -------
-    ndarray, (…, bin)
-        Sums to 1 over the bins.
-    """
-    points, weights, inner = (torch.from_numpy(x) for x in (nodes, weights, edges[1:-1]))
-    distance = inner - points[..., None]  # (…, n, bin - 1)
-    below = torch.special.ndtr(distance / sigma) if sigma > 0 else (distance > 0).double()
-    cumulative = torch.einsum("...n,...nx->...x", weights, below)
-    total = weights.sum(-1, keepdim=True)
-    return torch.cat([torch.zeros_like(total), cumulative, total], -1).diff().numpy()
-
-
-def _digest(header: dict, arrays: dict) -> str:
-    digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
-    for key in sorted(arrays):
-        digest.update(np.ascontiguousarray(arrays[key]).tobytes())
-    return digest.hexdigest()
+        header, arrays = load_arrays(Path(path))
+        if set(header) != {"names", "sizes", "meta"} or set(arrays) != set(ARRAYS):
+            raise ValueError(f"{path} holds no spectra: delete it and compute it again.")
+        return cls(**header, **arrays)

@@ -60,9 +60,10 @@ class CausalSelfAttention(nn.Module):
             for part in self.c_attn(x).split(C, dim=2)
         )
         # By hand, not scaled_dot_product_attention: the fused kernels have no second derivative.
-        att = (q @ k.transpose(-2, -1)) / math.sqrt(C // self.heads)  # (B, nh, T, T)
-        future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
-        att = att.masked_fill(future, float("-inf")).softmax(dim=-1)
+        att = q / math.sqrt(C // self.heads) @ k.transpose(-2, -1)  # (B, nh, T, T)
+        # Added, not filled in: adding a constant costs nothing in a derivative.
+        future = torch.full((T, T), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
+        att = (att + future).softmax(dim=-1)
         y = att @ v  # (B, nh, T, hs)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 

@@ -1,0 +1,134 @@
+"""What spectra will cost, measured on one product of each kind before anything slow."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from blockspectra.blocks import Block
+from blockspectra.lanczos import Lanczos
+from blockspectra.lockstep import run_bytes
+from blockspectra.memory import in_bytes, in_use, readable
+from blockspectra.problem import Problem
+from blockspectra.products import SCRATCH, GradientGraph
+from blockspectra.slq import BASES, probe_vector
+
+RECURRENCE = 5  # passes over a vector that a Lanczos step makes beside those over its basis
+SAMPLE = 2**20  # numbers in the vectors that Lanczos itself is timed with
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a call of `block_spectra` will take.
+
+    Attributes
+    ----------
+    products : int
+        Products with a block and a batch.
+    seconds : float
+        In all, on this machine as busy as it is now.
+    gradient : float
+        Seconds of one gradient of one batch: the unit to compare costs in.
+    memory : int
+        Bytes of the process at its peak; on a GPU, of its tensors there.
+    """
+
+    products: int
+    seconds: float
+    gradient: float
+    memory: int
+
+    def __str__(self) -> str:
+        minutes, seconds = divmod(round(self.seconds), 60)
+        time = f"{minutes} min {seconds} s" if minutes else f"{self.seconds:.2g} s"
+        return (
+            f"{self.products:,} products, about {time} "
+            f"({self.seconds / self.products / self.gradient:.2f} gradients each), "
+            f"{readable(self.memory)} of memory"
+        )
+
+
+def estimate(
+    problem: Problem,
+    blocks: Sequence[Block],
+    steps: int = 100,
+    probes: int = 10,
+    *,
+    basis: str = "float64",
+    memory: str | int | None = None,
+) -> Cost:
+    """Time one product for each parameter that blocks lie in, and add up.
+
+    Blocks of the same parameters (heads, neurons) cost the same. The first batch stands for all;
+    under a tolerance this is the most that can be needed.
+
+    Parameters
+    ----------
+    problem, blocks, steps, probes, basis, memory
+        As in `block_spectra`.
+
+    Returns
+    -------
+    Cost
+        Print it.
+    """
+    device = blocks[0].parameters[0].device
+    before, budget = in_use(device), in_bytes(memory, device)
+    parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
+    every = [p for p in problem.model.parameters() if p.requires_grad]
+    batch, batches, taken = problem.batches[0], len(problem.batches), {}
+    with problem.curvature_mode():
+        problem.check()
+        gradient = _seconds(
+            lambda: torch.autograd.grad(problem.value(batch), every, allow_unused=True), device
+        )
+        start = time.perf_counter()
+        graph = GradientGraph(problem, batch, parameters)
+        made = time.perf_counter() - start
+        nbytes = graph.nbytes()
+        for block in blocks:
+            if (kind := tuple(map(id, block.parameters))) not in taken:
+                vector = probe_vector(0, block.name, 0, block.size).to(device)
+                taken[kind] = _seconds(lambda b=block, v=vector: graph.product(b, v), device)
+    per_number = _lanczos_seconds(max(block.size for block in blocks), BASES[basis], device)
+    seconds = 0.0
+    for block in blocks:
+        m = min(steps, block.size)
+        rows = RECURRENCE + (m / 2 if basis != "none" else 0)
+        product = batches * taken[tuple(map(id, block.parameters))]
+        seconds += probes * m * (product + rows * block.size * per_number)
+    kept = nbytes * (batches + SCRATCH) <= budget - before
+    need = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
+    total = sum(min(steps, block.size) for block in blocks) * probes
+    if not kept:  # all runs of a chunk share a graph that is made again for each batch
+        side_by_side = max(1, (budget - before - nbytes * (1 + SCRATCH)) // need)
+        seconds += made * batches * max(steps, total / side_by_side)
+    peak = before + nbytes * ((batches if kept else 1) + SCRATCH) + need
+    return Cost(total * batches, seconds, gradient, int(peak))
+
+
+def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 2) -> float:
+    """Shortest time of a few repeats: the first may have to warm up."""
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _lanczos_seconds(size: int, basis: torch.dtype | None, device: torch.device) -> float:
+    """Seconds of Lanczos itself for each number in each row of the basis that a step touches."""
+    size, steps = min(size, SAMPLE), 8
+    vectors = torch.randn(steps, size, dtype=torch.float32, device=device)
+
+    def run() -> None:
+        lanczos = Lanczos(vectors[0], steps, basis=basis)
+        for vector in vectors:
+            lanczos.absorb(vector)
+
+    rows = sum(RECURRENCE + (j if basis is not None else 0) for j in range(1, steps + 1))
+    return _seconds(run, device) / (rows * size)

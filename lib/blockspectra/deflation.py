@@ -1,0 +1,143 @@
+r"""Exact weights for the single eigenvalues that a Lanczos run has found.
+
+With an orthonormal basis, a Ritz value :math:`θ_i` lies within its residual
+:math:`r_i = |β_m s_{mi}|` of an eigenvalue, :math:`s_i` being its eigenvector of the tridiagonal
+matrix. Where :math:`r_i` is far below the distance to the other Ritz values, the Ritz vector is an
+eigenvector :math:`q_i`. A single eigenvalue is :math:`1/d` of the spectrum of a block of :math:`d`
+parameters; Gauss quadrature gives it :math:`(q_i^\top v)^2`, which scatters as
+:math:`χ^2_1/d`: by 140 % for one start vector :math:`v`. Here it gets :math:`1/d`. What is left of
+:math:`v` is uniform on the sphere of the other dimensions, so the other weights keep their ratios
+and share the rest, without bias.
+
+A multiple eigenvalue is found once, with the sum of its weights, and must keep it: structural zeros
+above all. Weights that single eigenvalues would hardly ever have are therefore left as they are.
+
+Source: Parlett, *The Symmetric Eigenvalue Problem*, chapter 13, for the residual; Chen & Hallman,
+"Krylov-aware stochastic trace estimation", 2023, for deflation by the Krylov space itself.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.linalg import eigh_tridiagonal
+from scipy.special import betainc, chdtrc
+
+ORTHOGONAL = 1e-4  # entries of |Q Qᵀ − I|, at most: above, there may be ghost copies
+PURE = 0.1  # residual / distance to the next Ritz value: sine of an eigenvector's error, at most
+NOISE = 1e-6  # of the largest |λ|: float32 products tell nothing smaller apart, or from zero
+# chances of their weights, if they are single, below which eigenvalues are taken for multiple ones
+RARE = 1e-4  # one eigenvalue, in all probes
+GROUP = 1e-2  # all that were found, in all probes
+BARE = 1e-6  # all that one probe has found: next to nothing is left for the others
+HEAVY = 1.6  # times 1/d that the first two weigh at least: single ones found early reach 1.5
+
+
+class Ritz(NamedTuple):
+    """Ritz values of one run, ascending; (step,) float64 each."""
+
+    nodes: np.ndarray
+    weights: np.ndarray  #: Gauss weights, sum to 1
+    residuals: np.ndarray  #: an eigenvalue is no further from its node than this
+
+
+def ritz(alpha: np.ndarray, beta: np.ndarray) -> Ritz:
+    """Ritz values after m steps, from the first m coefficients of a run, (m,) each.
+
+    A last ``beta`` of 0 says that the Krylov space is exhausted: every Ritz value is an eigenvalue.
+    """
+    nodes, vectors = eigh_tridiagonal(alpha, beta[:-1])
+    return Ritz(nodes, vectors[0] ** 2, np.abs(beta[-1] * vectors[-1]))
+
+
+def single(runs: Sequence[Ritz], size: int) -> list[np.ndarray]:
+    """Say which Ritz values are single eigenvalues and not zero, (step,) bool for each run.
+
+    Parameters
+    ----------
+    runs : sequence of Ritz
+        The probes of one block: together they tell multiple eigenvalues from single ones better.
+    size : int
+        Number of parameters d. A run of d steps knows all eigenvalues, and how often each occurs.
+    """
+    scale = max(np.abs(run.nodes).max() for run in runs)
+    found = [_isolated(run, scale) for run in runs]
+    pooled = np.hstack([np.stack(run)[:, mask] for run, mask in zip(runs, found, strict=True)])
+    likely = _likely(*pooled, NOISE * scale, size)
+    ends = np.cumsum([mask.sum() for mask in found])
+    for mask, part in zip(found, np.split(likely, ends[:-1]), strict=True):
+        mask[mask] = part
+    chances = np.array([_chance(*pair, size) for pair in zip(runs, found, strict=True)])
+    for mask, chance in zip(found, chances, strict=True):
+        mask &= chance > BARE
+    pairs = [pair for pair in zip(runs, found, strict=True) if pair[1].any()]
+    logs = np.log(chances[[mask.any() for mask in found]])
+    heavy = sum(run.weights[f].sum() for run, f in pairs) * size > HEAVY * sum(map(sum, found))
+    if heavy and chdtrc(2 * len(logs), -2 * logs.sum()) < GROUP:  # Fisher's combination
+        found = [np.zeros_like(mask) for mask in found]
+    return [mask | (len(mask) == size) for mask in found]
+
+
+def reweighed(run: Ritz, exact: np.ndarray, size: int) -> np.ndarray:
+    """Weights of a run, (step,), once those in ``exact``, (step,) bool, are 1/size."""
+    rest = 1 - exact.sum() / size
+    others = np.where(exact, 0, run.weights)
+    return np.where(exact, 1 / size, others * (rest / others.sum() if rest > 0 else 0))
+
+
+def deflated_quadrature(
+    alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, sizes: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights with exact weights for the single eigenvalues that were found.
+
+    Only for runs that were re-orthogonalised: without, ghost copies would count as eigenvalues.
+
+    Parameters
+    ----------
+    alpha, beta : ndarray, (block, probe, step) float64
+        As in `Tridiagonal`: ``beta[…, taken - 1]`` is the residual, 0 after a breakdown.
+    taken : ndarray of int, (block, probe)
+        0 for a missing probe, whose nodes and weights are 0.
+    sizes : sequence of int
+        Numbers of parameters of the blocks.
+
+    Returns
+    -------
+    nodes, weights : ndarray, (block, probe, step) float64
+        As `gauss_quadrature` returns them: each probe's weights sum to 1.
+    """
+    nodes, weights = np.zeros_like(alpha), np.zeros_like(alpha)
+    for i, size in enumerate(sizes):
+        probes = np.flatnonzero(taken[i])
+        runs = [ritz(alpha[i, k, : taken[i, k]], beta[i, k, : taken[i, k]]) for k in probes]
+        for k, run, exact in zip(probes, runs, single(runs, size), strict=True):
+            nodes[i, k], m = run.nodes[-1], taken[i, k]
+            nodes[i, k, :m], weights[i, k, :m] = run.nodes, reweighed(run, exact, size)
+    return nodes, weights
+
+
+def _isolated(run: Ritz, scale: float) -> np.ndarray:
+    """Converged, apart from all others, and not zero; (step,) bool."""
+    steps = np.diff(run.nodes, prepend=-np.inf, append=np.inf)
+    gaps = np.minimum(steps[1:], steps[:-1])
+    apart = np.minimum(gaps, np.abs(run.nodes)) > NOISE * scale
+    return apart & (run.residuals <= PURE * gaps)
+
+
+def _likely(
+    nodes: np.ndarray, weights: np.ndarray, residuals: np.ndarray, noise: float, size: int
+) -> np.ndarray:
+    """Whether what all probes see of an eigenvalue may well be χ²₁/d each; (node,) bool."""
+    order = np.argsort(nodes)
+    reach = residuals[order] + noise / 2
+    new = np.diff(nodes[order], prepend=np.nan) > np.append(0, reach[1:] + reach[:-1])
+    which = np.empty(len(nodes), dtype=np.int64)
+    which[order] = new.cumsum()
+    times, total = np.bincount(which), np.bincount(which, size * weights)
+    return ((chdtrc(times, total) >= RARE) | (total <= HEAVY * times))[which]
+
+
+def _chance(run: Ritz, exact: np.ndarray, size: int) -> float:
+    """Chance that k dimensions of d have as large a share of a probe, or larger."""
+    k, rest = exact.sum(), run.weights[~exact].sum()
+    return float(betainc((size - k) / 2, k / 2, min(rest, 1))) if 0 < k < size else 1.0

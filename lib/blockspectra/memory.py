@@ -1,0 +1,77 @@
+"""How much memory there is, how much is in use."""
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+
+import psutil
+import torch
+
+UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def in_bytes(memory: str | int | None, device: torch.device) -> int:
+    """Turn a budget such as ``"4GiB"`` into bytes.
+
+    Parameters
+    ----------
+    memory : str, int or None
+        For the whole process (on a GPU: for its tensors there). None: nine tenths of what is free,
+        beside what is in use already.
+    device : torch.device
+
+    Raises
+    ------
+    ValueError
+        If it is no amount of memory.
+    """
+    if memory is None:
+        return in_use(device) + int(0.9 * free(device))
+    found = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]i?B)?\s*", str(memory))
+    try:
+        return int(float(found[1]) * UNITS[found[2] or ""])
+    except (TypeError, ValueError):
+        raise ValueError(f"memory={memory!r} is no amount: write it like '4GiB'.") from None
+
+
+def readable(size: float) -> str:
+    """Write a number of bytes as people read it."""
+    unit = "GiB" if size >= UNITS["GiB"] else "MiB"
+    return f"{size / UNITS[unit]:.1f} {unit}"
+
+
+def in_use(device: torch.device) -> int:
+    """Bytes that this process holds now: resident on a CPU, of living tensors on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    if sys.platform == "linux":  # what was freed stays resident until glibc is told to return it
+        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
+    return psutil.Process().memory_info().rss
+
+
+def free(device: torch.device) -> int:
+    """Bytes that this process could still get: of the machine, and of its container or job."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    return min([psutil.virtual_memory().available, *left_in_groups()])
+
+
+def left_in_groups(
+    mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
+) -> list[int]:
+    """Bytes left in each control group with a limit that this process is in (Linux, version 2).
+
+    Beyond a limit, which containers and job schedulers set, the kernel kills.
+    """
+    left = []
+    lines = own.read_text().splitlines() if own.exists() else []
+    for group in (Path(line[3:]).relative_to("/") for line in lines if line.startswith("0::")):
+        for folder in (mount / part for part in (group, *group.parents)):
+            limit = folder / "memory.max"
+            if limit.exists() and (most := limit.read_text().strip()) != "max":
+                stat = dict(x.split() for x in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / "memory.current").read_text()) - int(stat["inactive_file"])
+                left.append(max(0, int(most) - used))
+    return left

@@ -1,0 +1,85 @@
+"""What a chapter measures first of one model, computed by itself: so that many computers share it.
+
+``python -m blockspectra.one_model NOTEBOOK PARAMETERS MODEL MANIFEST`` runs the code of a notebook
+up to its first call of `measure` and does there the jobs of that model alone. They are in the store
+when the chapter itself is run, which finds them.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from blockspectra import measure
+from blockspectra.results import Store, environment, write_text
+
+
+class _Measured(Exception):
+    """The jobs of the model are done, in this store: the rest of the notebook is not wanted."""
+
+
+def measure_one_model(notebook: Path, parameters: Path, model: str) -> Store:
+    """Run a notebook up to its first call of `measure`, and of that the jobs of one model.
+
+    Parameters
+    ----------
+    notebook, parameters : Path
+        As given to papermill: an ``.ipynb``, and YAML.
+    model : str
+        The ``title`` of the jobs to do.
+
+    Returns
+    -------
+    Store
+        The chapter's; ``used`` names the results of the model.
+
+    Raises
+    ------
+    ValueError
+        If none of the jobs is the model's, or the notebook has no call of `measure`.
+    """
+    from papermill.iorw import load_notebook_node, read_yaml_file  # not in every worker: it is slow
+    from papermill.parameterize import parameterize_notebook
+
+    def measure_jobs_of_model(store: Store, wanted: Sequence[measure.Job], workers: int = 2):
+        jobs = [job for job in wanted if job.title == model]
+        if not jobs:
+            titles = ", ".join(dict.fromkeys(job.title for job in wanted))
+            raise ValueError(f"{notebook} measures nothing of {model} first, but {titles}.")
+        measure.measure(store, jobs, workers)
+        raise _Measured(store)
+
+    given = parameterize_notebook(
+        load_notebook_node(str(notebook)), read_yaml_file(str(parameters))
+    )
+    namespace = {"__name__": "__main__", "In": []}  # of these sources `Chapter` checks parameters
+    try:
+        for cell in given.cells:
+            if cell.cell_type == "code":
+                namespace["In"].append(cell.source)
+                exec(compile(cell.source, f"<cell of {notebook}>", "exec"), namespace)
+                if "measure" in namespace:
+                    namespace["measure"] = measure_jobs_of_model
+    except _Measured as done:
+        return done.args[0]
+    raise ValueError(f"{notebook} never calls measure: it cannot be split by model.")
+
+
+def main() -> None:
+    """Measure, and write a manifest: what was computed, where and in what time."""
+    started = time.perf_counter()
+    notebook, parameters, model, manifest = sys.argv[1:]
+    store = measure_one_model(Path(notebook), Path(parameters), model)
+    about = {
+        "chapter": Path(notebook).stem,
+        "model": model,
+        "results": store.used,
+        "wall_time_s": round(time.perf_counter() - started, 1),
+        **environment(),
+    }
+    write_text(Path(manifest), json.dumps(about, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+r"""How far a Lanczos spectrum still is from the exact one, told by the Lanczos runs alone.
+
+The error is the Wasserstein-1 distance :math:`\int |\hat F - F|\,dλ` between the estimated and the
+exact distribution of a block's eigenvalues, in units of its root mean square eigenvalue. It has two
+causes. After :math:`m` steps a probe :math:`v` is known by :math:`m` Ritz values instead of its own
+distribution :math:`F_v` (`steps_error`). And :math:`F_v` is not :math:`F`: for :math:`v` uniform
+on the sphere of :math:`d` dimensions, :math:`F_v(λ)` has a beta distribution with
+
+.. math:: \mathrm{Var}\,F_v(λ) = \frac{2\,F(λ)\,(1 - F(λ))}{d + 2},
+
+which gives `probes_error` before a second probe is taken. Eigenvalues that deflation weighs exactly
+do not count there.
+
+These are estimates, no bounds: eigenvalues that no Ritz value has split yet cannot be known apart.
+"""
+
+import math
+
+import numpy as np
+
+from blockspectra.deflation import reweighed, ritz, single
+
+
+def steps_error(alpha: np.ndarray, beta: np.ndarray, size: int) -> float:
+    r"""Error of one probe from stopping after m steps, as a share of the rms eigenvalue.
+
+    At each Ritz value the exact :math:`F_v` passes between the cumulative weights before and after
+    it (Chebyshev, Markov, Stieltjes). If it passes half way and is as smooth as the Ritz values can
+    tell, the area between it and their staircase is :math:`gω/4` on a gap :math:`g` between two
+    of weight :math:`ω`; here :math:`ω` is the geometric mean of both weights. No share of a Ritz
+    value is moved further than its residual, so that those that have converged add nothing.
+
+    Parameters
+    ----------
+    alpha, beta : ndarray, (m,) float64
+        The first m coefficients of a run.
+    size : int
+        Number of parameters of the block.
+
+    Returns
+    -------
+    float
+        0 where the Krylov space is exhausted: after ``size`` steps, or with a 0 in ``beta``.
+    """
+    if len(alpha) >= size or not beta.all():
+        return 0.0
+    nodes, weights, residuals = ritz(alpha, beta)
+    area = np.diff(nodes) * np.sqrt(weights[1:] * weights[:-1]) / 8  # of either half of a gap
+    outer = area if len(area) else np.array([np.inf])
+    sides = np.stack([np.append(outer[:1], area), np.append(area, outer[-1:])])
+    moved = np.minimum(sides, weights * residuals / 2).sum()
+    return float(moved / np.sqrt(weights @ nodes**2))
+
+
+def probes_error(alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int) -> float:
+    r"""Error expected from a block's finite number of probes, as a share of the rms eigenvalue.
+
+    :math:`\sqrt{2/π} \int \mathrm{sd}\,\hat F(λ)\,dλ`: what a Gaussian error of that standard
+    deviation has as its mean size. With k of d eigenvalues deflated, a probe's other weights are
+    :math:`(d-k)/d` times those of a uniform vector in :math:`d - k` dimensions.
+
+    Parameters
+    ----------
+    alpha, beta : ndarray, (probe, step) float64
+        Coefficients of the block's probes.
+    taken : ndarray of int, (probe,)
+        Steps that count; 0 for a missing probe.
+    size : int
+        Number of parameters of the block.
+    """
+    present = np.flatnonzero(taken)
+    runs = [ritz(alpha[k, : taken[k]], beta[k, : taken[k]]) for k in present]
+    grid = np.sort(np.concatenate([run.nodes for run in runs]))
+    variance, square = np.zeros(len(grid)), 0.0
+    for run, exact in zip(runs, single(runs, size), strict=True):
+        weights, left = reweighed(run, exact, size), size - exact.sum()
+        square += weights @ run.nodes**2 / len(runs)
+        if left:
+            rest = np.append(0, np.where(exact, 0, weights).cumsum()) * size / left
+            below = rest[np.searchsorted(run.nodes, grid, side="right")].clip(0, 1)
+            share = left / size / len(runs)
+            variance += share**2 * 2 * below * (1 - below) / (left + 2)
+    spread = np.sqrt(variance[:-1]) @ np.diff(grid)
+    return math.sqrt(2 / math.pi) * float(spread / np.sqrt(square)) if square else 0.0
+
+
+def probes_needed(
+    alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int, tolerance: float
+) -> int:
+    """Probes with which `probes_error` would be about ``tolerance``; its other arguments.
+
+    Raises
+    ------
+    ValueError
+        If the tolerance is not positive.
+    """
+    if not tolerance > 0:
+        raise ValueError(f"A tolerance must be above 0, not {tolerance}.")
+    each = probes_error(alpha, beta, taken, size) ** 2 * np.count_nonzero(taken)
+    return max(1, math.ceil(each / tolerance**2))
+
+
+def spectrum_error(
+    alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int
+) -> tuple[float, float]:
+    """Error of a finished block by its steps (the mean over probes) and by its probes.
+
+    Arguments as for `probes_error`. By the triangle inequality the whole error is at most about
+    their sum.
+    """
+    steps = [
+        steps_error(a[:m], b[:m], size) for a, b, m in zip(alpha, beta, taken, strict=True) if m
+    ]
+    return float(np.mean(steps)), probes_error(alpha, beta, taken, size)

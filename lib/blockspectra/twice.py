@@ -1,0 +1,188 @@
+r"""GELU, softmax and LayerNorm whose second derivatives cost little.
+
+PyTorch differentiates the gradients of these by formulas made of ten to forty elementwise
+operations, many of which do not depend on the vector that a Hessian is multiplied by. Here what
+does not is computed once, with the graph. Values and first derivatives are PyTorch's own.
+
+For GELU, :math:`y = xΦ(x)`, the gradient :math:`g\,y'(x)` has the derivatives :math:`y'(x)` in
+:math:`g` and :math:`g\,y''(x)` in :math:`x`, with :math:`y'' = φ(x)(2 - x^2)`.
+
+For softmax, :math:`y`, the gradient :math:`y(g - g^\top y)` along :math:`v` has the derivative
+:math:`y(v - v^\top y)` in :math:`g` and :math:`v(g - g^\top y) - g\,v^\top y` in :math:`y`.
+
+For LayerNorm, with :math:`\hat x = (x - μ)r`, :math:`\hat g = g w` and the projection
+:math:`P = I - \frac1n 11^\top - \frac1n\hat x\hat x^\top`, the gradient :math:`rP\hat g` along
+:math:`v` has the derivative :math:`w\,rPv` in :math:`g` and, in :math:`x`,
+
+.. math:: -\frac{r}{n}\Big(r\,\hat x\,v^\top P\hat g
+          + rP\big((\hat g^\top\hat x)\,v + (\hat x^\top v)\,\hat g\big)\Big).
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+gelu_backward = torch.ops.aten.gelu_backward
+softmax_backward = torch.ops.aten._softmax_backward_data
+layer_norm_backward = torch.ops.aten.native_layer_norm_backward
+SOFTMAX = (torch.softmax, Tensor.softmax)
+
+
+class CheapTwice(TorchFunctionMode):
+    """Inside this context these three functions can be differentiated cheaply again.
+
+    Not more than twice, which is why it is for making a `GradientGraph` alone. Calls of them in
+    other dtypes, under autocast or inside ``torch.func``, are left as they are.
+    """
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """See `torch.overrides.TorchFunctionMode`."""
+        kwargs = kwargs or {}
+        if func in SOFTMAX and _fits(args[0]) and _is_dim(*args[1:], **kwargs):
+            return _Softmax.apply(args[0], *args[1:], *kwargs.values())
+        if func is F.gelu and _fits(args[0]) and kwargs.get("approximate", "none") == "none":
+            return _Gelu.apply(args[0])
+        if func is F.layer_norm and _fits(args[0]):
+            return _LayerNorm.apply(*_layer_norm_arguments(*args, **kwargs))
+        return func(*args, **kwargs)
+
+
+def _fits(x: Tensor) -> bool:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled()
+    return plain and not wrapped and torch.is_grad_enabled() and x.requires_grad
+
+
+def _is_dim(*args, **kwargs) -> bool:
+    """Say whether ``softmax`` was given its dimension and nothing else."""
+    return [type(a) for a in (*args, *kwargs.values())] == [int]
+
+
+def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    return input, tuple(normalized_shape), weight, bias, eps
+
+
+class _Gelu(Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.slope = gelu_backward(torch.ones_like(x), x)  # no output: safe to keep here
+        ctx.save_for_backward(x)
+        return F.gelu(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        if torch.is_grad_enabled():
+            return _GeluGradient.apply(g, *ctx.saved_tensors, ctx.slope)
+        return g * ctx.slope  # in a product
+
+
+class _GeluGradient(Function):
+    @staticmethod
+    def forward(ctx, g, x, slope):
+        curvature = torch.exp(-x * x / 2) * (2 - x * x) / math.sqrt(2 * math.pi)
+        ctx.save_for_backward(slope, g * curvature)
+        return gelu_backward(g, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, v):
+        slope, curvature = ctx.saved_tensors
+        return v * slope, v * curvature, None
+
+
+class _Softmax(Function):
+    @staticmethod
+    def forward(ctx, x, dim):
+        y = x.softmax(dim)
+        ctx.save_for_backward(y)
+        ctx.dim = dim
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        (y,) = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _SoftmaxGradient.apply(g, y, ctx.dim), None
+        return softmax_backward(g, y, ctx.dim, y.dtype), None  # in a product
+
+
+class _SoftmaxGradient(Function):
+    @staticmethod
+    def forward(ctx, g, y, dim):
+        ctx.dim = dim
+        ctx.save_for_backward(g, y, g - (g * y).sum(dim, keepdim=True))
+        return softmax_backward(g, y, dim, y.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, v):
+        g, y, centred = ctx.saved_tensors
+        along = (v * y).sum(ctx.dim, keepdim=True)
+        return (v - along).mul_(y), (v * centred).addcmul_(g, along, value=-1), None
+
+
+class _LayerNorm(Function):
+    @staticmethod
+    def forward(ctx, x, shape, w, b, eps):
+        y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
+        ctx.save_for_backward(x, w, b, mean, rstd)
+        ctx.shape = shape
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w, b, mean, rstd = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            dx, dw, db = _LayerNormGradient.apply(g, x, w, b, mean, rstd, ctx.shape)
+        else:  # in a product
+            wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
+            dx, dw, db = layer_norm_backward(g, x, ctx.shape, mean, rstd, w, b, wanted)
+        return dx, None, dw, db, None
+
+
+class _LayerNormGradient(Function):
+    @staticmethod
+    def forward(ctx, g, x, w, b, mean, rstd, shape):
+        wanted = [True, w is not None, b is not None]
+        normal, scaled = (x - mean) * rstd, g if w is None else g * w
+        ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
+        ctx.set_materialize_grads(False)
+        along = (scaled * normal).sum(ctx.dims, keepdim=True)
+        centre = scaled.mean(ctx.dims, keepdim=True)
+        ctx.save_for_backward(g, x, w, mean, rstd, normal, scaled, along, centre)
+        return layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, v, vw, vb):
+        g, x, w, mean, rstd, normal, scaled, along, centre = ctx.saved_tensors
+        n, over = math.prod(ctx.shape), {"dim": ctx.dims, "keepdim": True}
+
+        def project(u):  # rPu
+            only = [True, False, False]
+            return layer_norm_backward(u, x, ctx.shape, mean, rstd, None, None, only)[0]
+
+        to_g = to_x = to_w = 0.0
+        if v is not None:
+            projected, inner = project(v), (v * normal).sum(**over)
+            to_g = projected if w is None else projected * w
+            form = (v * scaled).sum(**over) - centre * v.sum(**over) - along * inner / n
+            bent = torch.addcmul(along * v, inner, scaled)
+            to_x = torch.addcmul(project(bent), normal, rstd * form).mul_(-rstd / n)
+            if w is not None:
+                to_w = (g * projected).sum(tuple(range(v.ndim - len(ctx.shape))))
+        if vw is not None:
+            to_g, to_x = to_g + vw * normal, to_x + project(g * vw)
+        if vb is not None:
+            to_g = to_g + vb
+        grads = (t if isinstance(t, Tensor) else None for t in (_like(to_g, x), to_x, to_w))
+        return (*grads, None, None, None, None)
+
+
+def _like(tensor, x):
+    return tensor.expand_as(x) if isinstance(tensor, Tensor) else tensor

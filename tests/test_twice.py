@@ -1,0 +1,129 @@
+"""Only this file sees a second derivative of GELU, softmax or LayerNorm that is not their own.
+
+Oracles: PyTorch's own double backward, and `gradgradcheck`'s finite differences.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from blockspectra.twice import CheapTwice
+
+
+def gaussian(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def twice(function, inputs, cheap):
+    """Value, gradient, and the derivatives of that in the inputs and in the incoming gradient."""
+    if cheap:
+        with CheapTwice():
+            y = function(*inputs)
+    else:
+        y = function(*inputs)
+    g = gaussian(*y.shape, seed=1)
+    gradient = torch.autograd.grad(y, inputs, g, create_graph=True)
+    vectors = [gaussian(*x.shape, seed=2 + i).detach() for i, x in enumerate(inputs)]
+    second = torch.autograd.grad(gradient, [*inputs, g], vectors, allow_unused=True)
+    return [y, *gradient, *second]
+
+
+CASES = {
+    "gelu": (F.gelu, [(3, 5)]),
+    "softmax": (lambda x: x.softmax(-1), [(3, 4, 5)]),
+    "softmax of another dimension": (lambda x: torch.softmax(x, dim=1), [(3, 4, 5)]),
+    "layer norm": (lambda x, w, b: F.layer_norm(x, (5,), w, b), [(3, 5), (5,), (5,)]),
+    "layer norm without bias": (lambda x, w: F.layer_norm(x, (5,), w), [(2, 3, 5), (5,)]),
+    "layer norm without weight": (lambda x: F.layer_norm(x, (5,)), [(3, 5)]),
+    "layer norm of two dimensions": (
+        lambda x, w, b: F.layer_norm(x, (4, 5), w, b, 1e-2),
+        [(2, 3, 4, 5), (4, 5), (4, 5)],
+    ),
+    "one after the other": (
+        lambda x, w, b: F.gelu(F.layer_norm(x, (5,), w, b)) * x,
+        [(3, 5), (5,), (5,)],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_both_derivatives_are_those_of_pytorch(name):
+    function, shapes = CASES[name]
+    inputs = [gaussian(*shape, seed=10 + i) for i, shape in enumerate(shapes)]
+    expected, found = (twice(function, inputs, cheap) for cheap in (False, True))
+    for left, right in zip(expected, found, strict=True):
+        assert (left is None) == (right is None)
+        if left is not None:
+            torch.testing.assert_close(right, left, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_second_derivative_agrees_with_finite_differences(name):
+    function, shapes = CASES[name]
+
+    def cheap(*inputs):
+        with CheapTwice():
+            return function(*inputs)
+
+    inputs = [gaussian(*shape, seed=20 + i) for i, shape in enumerate(shapes)]
+    assert torch.autograd.gradgradcheck(cheap, inputs)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**31), n=st.integers(3, 7), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_a_layer_norm_of_any_scale_bends_as_pytorch_says(seed, n, scale):
+    x = (scale * gaussian(4, n, seed=seed)).detach().requires_grad_()
+    pairs = zip(
+        *(twice(lambda x: F.layer_norm(x, (n,)), [x], c) for c in (False, True)), strict=True
+    )
+    for left, right in pairs:
+        largest = float(left.detach().abs().max())
+        torch.testing.assert_close(right, left, rtol=1e-8, atol=1e-9 * largest)
+
+
+def test_some_parameters_frozen_or_alone_asked_for():
+    x, norm = gaussian(3, 5), nn.LayerNorm(5).double()
+    norm.bias.requires_grad_(False)
+    for wanted in ([x], [norm.weight], [x, norm.weight]):
+        results = []
+        for context in (CheapTwice(), torch.enable_grad()):
+            with context:
+                loss = norm(x).pow(3).sum()
+            gradient = torch.autograd.grad(loss, wanted, create_graph=True)
+            results.append(torch.autograd.grad(gradient, wanted, [g.detach() for g in gradient]))
+        torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.gelu(x, approximate="tanh"),
+        lambda x: F.gelu(x.bfloat16()),
+        lambda x: torch.func.vmap(F.gelu)(x),
+        lambda x: F.gelu(x.detach()),
+        lambda x: torch.softmax(x, -1, torch.float32),
+    ],
+)
+def test_other_calls_are_left_as_they_are(function):
+    x = gaussian(3, 5)
+    with CheapTwice():
+        found = function(x)
+    assert torch.equal(found, function(x))
+    assert not hasattr(found.grad_fn, "saved_tensors")  # as our own functions have
+
+
+def test_several_vectors_at_once_by_vmap():
+    x = gaussian(3, 5)
+    with CheapTwice():
+        y = F.gelu(F.layer_norm(x, (5,)))
+    gradient = torch.autograd.grad(y.sum(), x, create_graph=True)
+    vectors = gaussian(4, 3, 5, seed=1).detach()
+    together = torch.autograd.grad(gradient, x, vectors, is_grads_batched=True, retain_graph=True)
+    for vector, row in zip(vectors, together[0], strict=True):
+        torch.testing.assert_close(
+            row, torch.autograd.grad(gradient, x, vector, retain_graph=True)[0]
+        )
