@@ -52,6 +52,7 @@ test: $(READY)
 	$(BIN)/python -m ruff format --check lib tests notebooks
 	$(BIN)/python -m pytest
 	@store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && set -x && \
+	MALLOC_TOP_PAD_=67108864 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647 \
 	BLOCKSPECTRA_RESULTS="$$store" PYTHONWARNINGS=ignore $(BIN)/python -m pytest -v -p no:warnings \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 3600 $(CHAPTERS) notebooks/00_claims.ipynb
 

@@ -106,11 +106,14 @@ os.environ.pop("MPLBACKEND", None)  # figures inline
 PYTHON = sys.executable
 OTHERS = {"report.py", "one_model.py"}  # no chapter needs them
 LIBRARY = [p.as_posix() for p in sorted(Path("lib").rglob("*.py")) if p.name not in OTHERS]
+BENCHMARKS = [p.as_posix() for p in sorted(Path("tests/benchmarks/results").glob("*.json"))]
 NOTEBOOKS, RESULTS, LOGS = (f"build/{part}/{PRESET}" for part in ("notebooks", "results", "logs"))
 MADE = [f"{NOTEBOOKS}/{chapter}.{kind}" for chapter in CHAPTERS for kind in ("ipynb", "html")]
 MADE += [f"{RESULTS}/manifests/{chapter}.json" for chapter in CHAPTERS]
 # one thread a process; Snakemake would set the number of workers
 ONE_THREAD = "export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1"
+# glibc keeps what is freed: to ask the system for the same pages again costs a tenth of the time
+KEEP_PAGES = "export MALLOC_TOP_PAD_=67108864 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647"
 
 
 def gpus(wildcards):
@@ -140,6 +143,7 @@ rule chapter:
         notebook="notebooks/{chapter}.ipynb",
         parameters=f"notebooks/presets/{PRESET}/{{chapter}}.yaml",
         library=LIBRARY,
+        benchmarks=lambda w: BENCHMARKS if w.chapter == "30_benchmarks" else [],
         reads=lambda w: [f"{RESULTS}/manifests/{needed}.json" for needed in CHAPTERS[w.chapter]],
         models=lambda w: [
             f"{RESULTS}/models/{w.chapter}.{model}.json" for model in MODELS.get(w.chapter, ())
@@ -157,6 +161,7 @@ rule chapter:
     shell:
         """
         {ONE_THREAD}
+        {KEEP_PAGES}
         echo "{wildcards.chapter}: running"
         if ! {PYTHON:q} -m papermill {input.notebook} {params.partial} -f {input.parameters} \
             --no-progress-bar > {log} 2>&1
@@ -190,6 +195,7 @@ rule one_model:
     shell:
         """
         {ONE_THREAD}
+        {KEEP_PAGES}
         echo "{wildcards.chapter}, {wildcards.model}: running"
         if ! {PYTHON:q} -m blockspectra.one_model {input.notebook} {input.parameters} \
             {wildcards.model:q} {output:q} > {log:q} 2>&1

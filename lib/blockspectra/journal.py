@@ -90,27 +90,29 @@ class Journal:
         files = self.files.get(name, [])
         self.kept[name] = 0
         for path in reversed(_of_kind("state", files)):
-            if found := self._read(path, self.key):
-                bases = self._bases(files, _step(path)) if run.basis is not None else [{}]
-                if bases:
-                    run.restore([*bases[:-1], bases[-1] | found[1]])
-                    self.kept[name] = run.step
-                    break
+            found = self._read(path, self.key)
+            parts = self._parts(files, _step(path)) if found and run.basis is not None else []
+            if found and (parts or run.basis is None):
+                bases = [self._read(part, self.key)[1] for part in parts] or [{}]
+                run.restore([basis | found[1] for basis in bases])
+                self.kept[name] = run.step
+                break
         # what was kept later, and could not be used, would not follow what comes now
         later = [path for path in _of_kind("*", files) if _step(path) > self.kept[name]]
         if self.writes:
             self._forget(name, later)
 
-    def _bases(self, files: list[Path], end: int) -> list[dict[str, Tensor]]:
-        """Parts of a basis that follow one another up to a step; none if there is a gap."""
-        bases, step = [], 0
+    def _parts(self, files: list[Path], end: int) -> list[Path]:
+        """Files with a whole basis up to a step; none where one of them is missing or damaged."""
+        parts, step = [], 0
         for path in _of_kind("basis", files):
-            found = self._read(path, self.key) if _step(path) <= end else None
-            if found is None or found[0]["since"] != step:
-                break
-            bases.append(found[1])
-            step = _step(path)
-        return bases if step == end else []
+            if _step(path) <= end:
+                found = self._read(path, self.key)
+                if found is None or found[0]["since"] != step:
+                    return []
+                parts.append(path)
+                step = _step(path)
+        return parts if step == end else []
 
     def _write(self, name: str, tensors: dict[str, Tensor], since: int = 0) -> Path:
         arrays = {key: tensor.cpu().numpy() for key, tensor in tensors.items()}

@@ -14,9 +14,10 @@ import torch
 from tqdm import tqdm
 
 from blockspectra.blocks import partition
+from blockspectra.cost import Cost, estimate
 from blockspectra.distance import Estimate
 from blockspectra.results import Store
-from blockspectra.setups import setup
+from blockspectra.setups import Setup, setup
 from blockspectra.slq import block_spectra, progress_wanted
 from blockspectra.spectra import Spectra
 
@@ -50,9 +51,9 @@ class Initial:
         order = ("vgg", "mixer", "vit", "gpt", "resnet", "bert")
         return self.samples * self.steps * self.probes * (1 + order.index(self.model))
 
-    def result(self, store: Store) -> Spectra:
-        """Return the spectra, from the store if they are there; ``meta`` says what was measured."""
-        made = setup(
+    def setup(self) -> Setup:
+        """Make the model and the data."""
+        return setup(
             self.model,
             self.size,
             samples=self.samples,
@@ -61,6 +62,15 @@ class Initial:
             literal_init=self.literal_init,
             device=self.device,
         )
+
+    def estimate(self) -> Cost:
+        """Say what the spectra will cost, from one product of each kind."""
+        problem = self.setup().problem
+        return estimate(problem, partition(problem.model, self.by), self.steps, self.probes)
+
+    def result(self, store: Store) -> Spectra:
+        """Return the spectra, from the store if they are there; ``meta`` says what was measured."""
+        made = self.setup()
         name = f"initial-{self.model}-{self.by}"
         about = asdict(self) | {"data": made.data.checksum}
 

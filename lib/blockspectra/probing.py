@@ -12,6 +12,8 @@ from blockspectra.spectra import Spectra
 from blockspectra.stopping import probes_needed, spectrum_error, steps_error
 
 EVERY = 10  # steps between two looks at whether there are enough
+BY_STEPS = 0.7  # share of a tolerance that may come from too few steps: it and as much from too few
+# probes make 1, as independent errors add
 FEWEST = 2  # probes of a block under a tolerance: with one the spread between them is not known
 
 
@@ -24,7 +26,7 @@ class Probing:
     steps, probes : int
         The most of either.
     tolerance : float or None
-        See `block_spectra`; half of it is for either cause of error.
+        See `block_spectra`.
     mine : callable, int → bool
         Says which runs this process computes.
     """
@@ -59,7 +61,8 @@ class Probing:
             return False
         rows = (x[..., : run.step].reshape(-1, run.step) for x in (run.alpha, run.beta))
         pairs = zip(*(x.cpu().numpy() for x in rows), strict=True)
-        return all(steps_error(*pair, unit.block.size) <= self.tolerance / 2 for pair in pairs)
+        most = BY_STEPS * self.tolerance
+        return all(steps_error(*pair, unit.block.size) <= most for pair in pairs)
 
     def add(self, unit: Unit, result: Tridiagonal) -> None:
         """Take in a finished run."""
@@ -95,7 +98,9 @@ class Probing:
         have = np.count_nonzero(self.taken[i])
         if have < FEWEST:
             return FEWEST
-        needed = probes_needed(*self._known(i), self.blocks[i].size, self.tolerance / 2)
+        by_steps = min(self._error(i)[0], BY_STEPS * self.tolerance)  # more where the cap was met
+        left = (self.tolerance**2 - by_steps**2) ** 0.5
+        needed = probes_needed(*self._known(i), self.blocks[i].size, left)
         return min(self.probes, max(have, needed))
 
     def _known(self, i: int) -> tuple[np.ndarray, ...]:

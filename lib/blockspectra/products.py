@@ -25,8 +25,8 @@ from blockspectra.double_backward import (
 )
 from blockspectra.memory import readable
 from blockspectra.problem import Problem
-from blockspectra.twice import CheapTwice
 from blockspectra.ranks import Ranks
+from blockspectra.twice import CheapTwice
 
 SCRATCH = 2.0  # what a product needs beside the graph, as a share of it; measured: 0.4 to 1.9
 

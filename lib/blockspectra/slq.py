@@ -111,7 +111,8 @@ def block_spectra(
         raise ValueError(f"steps and probes must be at least 1, not {steps} and {probes}.")
     if basis not in BASES:
         raise ValueError(f"Unknown basis {basis!r}: choose one of {', '.join(BASES)}.")
-    if tolerance is not None and (not tolerance > 0 or basis not in ("float64", "float32") or probes < 2):
+    orthogonal = basis in ("float64", "float32")
+    if tolerance is not None and (not tolerance > 0 or not orthogonal or probes < 2):
         raise ValueError(
             f"A tolerance must be above 0, and needs probes=2 or more and a basis that stays "
             f"orthogonal: float64 or float32, not {basis}."

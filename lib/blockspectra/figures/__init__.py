@@ -4,6 +4,7 @@ Widths are those of a paper: `COLUMN` for one of two columns, `PAGE` for both. C
 colour-blind palette, the same for a family of models in every figure.
 """
 
+from blockspectra.figures.benchmarks import cost_growth, cost_ratios, peak_memory
 from blockspectra.figures.distances import distance_maps, heterogeneity_by_measure
 from blockspectra.figures.full_spectra import (
     contrast_by_stage,
@@ -45,6 +46,8 @@ __all__ = [
     "adam_bound",
     "blockwise_spectra",
     "contrast_by_stage",
+    "cost_growth",
+    "cost_ratios",
     "distance_maps",
     "full_spectra",
     "gap_against",
@@ -56,6 +59,7 @@ __all__ = [
     "linear_densities",
     "lines",
     "outside_by_classes",
+    "peak_memory",
     "rate_search",
     "ratio_distribution",
     "relative_density",

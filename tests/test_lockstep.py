@@ -1,0 +1,318 @@
+"""Only this file sees how many Lanczos runs go side by side, and what becomes of them when memory
+runs out: a run lost, taken twice or advanced by another's product, a progress bar that ends short.
+"""
+
+from collections import Counter
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from blockspectra import Problem, block_spectra, cross_entropy, lockstep, partition
+from blockspectra.blocks import Block, Piece
+from blockspectra.double_backward import OutOfMemory
+from blockspectra.lanczos import Lanczos, lanczos
+from blockspectra.lockstep import Lockstep, Unit, run_bytes
+from blockspectra.products import SCRATCH, BlockHessians, GradientGraph
+from blockspectra.ranks import Ranks
+
+ERRORS = [
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
+    RuntimeError(
+        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: "
+        "you tried to allocate 40000000 bytes. Error code 12 (Cannot allocate memory)"
+    ),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    MemoryError("Unable to allocate 7.11 PiB"),
+]
+
+
+# which runs go side by side
+
+
+class Matrices:
+    """Stands in for `BlockHessians`: a matrix a block, and a room that products have to fit."""
+
+    def __init__(self, sizes, *, kept=False, batches=3, nbytes=0, room=None):
+        generator = torch.Generator().manual_seed(0)
+        self.kept, self.batches, self.nbytes, self.room = kept, [None] * batches, nbytes, room
+        self.ranks, self.asked = Ranks(), []
+        self.blocks = [Block(str(i), (Piece(nn.Parameter(torch.ones(n))),)) for i, n in enumerate(sizes)]
+        roots = [torch.randn(n, n, generator=generator, dtype=torch.float64) for n in sizes]
+        self.matrices = {b: r + r.T for b, r in zip(self.blocks, roots, strict=True)}
+
+    def products(self, wanted):
+        taken = [(int(block.name), vector[..., 0].numel()) for block, vector in wanted]
+        if self.room is not None and sum(probes for _, probes in taken) > self.room:
+            raise OutOfMemory("does not fit")
+        self.asked.append(taken)
+        return [vector @ self.matrices[block] for block, vector in wanted]
+
+    def drop(self):
+        self.kept = False
+
+    def start(self, unit):
+        probes = [
+            torch.randn(unit.block.size, generator=torch.Generator().manual_seed(100 * unit.number + k))
+            for k in unit.probes
+        ]
+        return probes[0] if len(probes) == 1 else torch.stack(probes)
+
+
+STEPS = 5
+
+
+def runs_of(matrices, units, budget=10**15, ended=lambda unit, run: False, steps=STEPS):
+    """Results by block and probe, and the steps counted."""
+    counted = []
+    stepper = Lockstep(
+        matrices, matrices.start, steps, torch.float64, budget, ended, counted.append
+    )
+    found = {}
+    for unit, result in stepper.run(units):
+        for row, k in enumerate(unit.probes):
+            parts = [x.reshape(len(unit.probes), -1)[row] for x in result[:3]]
+            assert (unit.number, k) not in found
+            found[unit.number, k] = parts
+    return found, sum(counted)
+
+
+def single(matrices, probes):
+    return [Unit(i, block, (k,)) for i, block in enumerate(matrices.blocks) for k in range(probes)]
+
+
+def assert_right(found, matrices, probes, steps=STEPS):
+    assert sorted(found) == [(i, k) for i in range(len(matrices.blocks)) for k in range(probes)]
+    for (i, k), parts in found.items():
+        block = matrices.blocks[i]
+        start = matrices.start(Unit(i, block, (k,)))
+        alone = lanczos(lambda v, m=matrices.matrices[block]: v @ m, start, steps)
+        for part, expected in zip(parts, alone, strict=False):
+            torch.testing.assert_close(part, expected.reshape(-1), atol=1e-9, rtol=0)
+
+
+def test_all_runs_share_each_list_of_products_where_graphs_are_made_again():
+    matrices = Matrices([6, 3, 9])
+    found, steps = runs_of(matrices, single(matrices, 2))
+    assert_right(found, matrices, 2)
+    assert len(matrices.asked) == STEPS
+    assert matrices.asked[0] == [(0, 1), (0, 1), (1, 1), (1, 1), (2, 1), (2, 1)]
+    assert matrices.asked[-1] == [(0, 1), (0, 1), (2, 1), (2, 1)]  # three steps fill three numbers
+    assert steps == 2 * (5 + 3 + 5)
+
+
+def test_runs_go_one_after_the_other_where_graphs_are_kept():
+    matrices = Matrices([6, 3, 9], kept=True)
+    found, steps = runs_of(matrices, single(matrices, 2))
+    assert_right(found, matrices, 2)
+    assert all(len(asked) == 1 for asked in matrices.asked)
+    assert [asked[0][0] for asked in matrices.asked] == [0] * 10 + [1] * 6 + [2] * 10
+    assert steps == len(matrices.asked)
+
+
+def test_as_many_go_side_by_side_as_fit_and_the_others_follow(monkeypatch):
+    monkeypatch.setattr(lockstep, "in_use", lambda device: 1000)
+    matrices = Matrices([50, 50, 50, 20, 20], nbytes=400)
+    need = run_bytes(50, STEPS, torch.float64)
+    beside = 1000 + (1 + SCRATCH) * 400
+    found, _ = runs_of(matrices, single(matrices, 1), budget=int(beside + 2 * need))
+    assert_right(found, matrices, 1)
+    at_once = [len(asked) for asked in matrices.asked]
+    assert at_once == [2] * STEPS + [3] * STEPS  # 50 and 50, then 50, 20 and 20
+
+
+def test_probes_that_do_not_fit_together_are_taken_apart(monkeypatch):
+    monkeypatch.setattr(lockstep, "in_use", lambda device: 0)
+    matrices = Matrices([40], kept=True)
+    units = [Unit(0, matrices.blocks[0], tuple(range(7)))]
+    budget = 2 * run_bytes(40, STEPS, torch.float64)
+    found, steps = runs_of(matrices, units, budget=budget)
+    assert_right(found, matrices, 7)
+    assert max(probes for asked in matrices.asked for _, probes in asked) <= 2
+    assert steps == 7 * STEPS
+
+
+def test_a_run_that_does_not_fit_by_itself_is_refused_in_one_sentence(monkeypatch):
+    monkeypatch.setattr(lockstep, "in_use", lambda device: 0)
+    matrices = Matrices([40])
+    budget = run_bytes(40, STEPS, torch.float64) - 1
+    with pytest.raises(OutOfMemory, match=r"5 Lanczos steps with Block\('0', 40 parameters\) take"):
+        runs_of(matrices, single(matrices, 1), budget=budget)
+    assert not matrices.asked
+
+
+def test_all_ranks_take_as_many_as_the_one_with_least_room():
+    matrices = Matrices([6, 6, 6])
+    matrices.ranks = SimpleNamespace(parts=2, least=lambda number: min(number, 2))
+    found, _ = runs_of(matrices, single(matrices, 1))
+    assert_right(found, matrices, 1)
+    assert [len(asked) for asked in matrices.asked] == [2] * STEPS + [1] * STEPS
+
+
+def test_runs_end_where_they_have_enough_and_no_later():
+    matrices = Matrices([9, 9])
+    found, steps = runs_of(
+        matrices, single(matrices, 1), ended=lambda unit, run: run.step == 2 + unit.number, steps=9
+    )
+    assert [int(found[i, 0][2]) for i in (0, 1)] == [2, 3]
+    assert steps == 5
+
+
+def test_a_run_that_has_ended_is_let_go_before_the_next_one_is_begun(monkeypatch):
+    alive = []
+
+    class Tracked(Lanczos):
+        living = 0
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            Tracked.living += 1
+            alive.append(Tracked.living)
+
+        def __del__(self):
+            Tracked.living -= 1
+
+    monkeypatch.setattr(lockstep, "Lanczos", Tracked)
+    matrices = Matrices([6, 7, 8], kept=True)
+    runs_of(matrices, single(matrices, 2))
+    assert alive == [1] * 6
+
+
+# memory runs out
+
+
+@pytest.mark.parametrize("room", [1, 2, 3, 5])
+@pytest.mark.parametrize("together", [1, 2])
+def test_where_products_fail_half_of_the_runs_wait(room, together):
+    matrices = Matrices([6, 3, 9], room=room)
+    probes = range(0, 4, together)
+    units = [
+        Unit(i, block, tuple(range(k, k + together)))
+        for i, block in enumerate(matrices.blocks)
+        for k in probes
+    ]
+    found, steps = runs_of(matrices, units)
+    assert_right(found, matrices, 4)
+    assert max(sum(n for _, n in asked) for asked in matrices.asked) <= room
+    assert steps == 4 * (5 + 3 + 5)
+
+
+def test_kept_graphs_are_given_up_for_the_last_run():
+    matrices = Matrices([6, 6], kept=True)
+    real, fail = matrices.products, iter([True])
+
+    def products(wanted):
+        if next(fail, False):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return real(wanted)
+
+    matrices.products = products
+    found, steps = runs_of(matrices, single(matrices, 1))
+    assert not matrices.kept
+    assert_right(found, matrices, 1)
+    assert steps == 10
+
+
+@pytest.mark.parametrize("error", ERRORS[:2])
+def test_among_ranks_no_run_waits_behind_the_back_of_the_others(error):
+    matrices = Matrices([6, 6])
+    matrices.ranks = SimpleNamespace(parts=2, least=lambda number: number)
+
+    def products(wanted):
+        raise error
+
+    matrices.products = products
+    with pytest.raises(type(error)):
+        runs_of(matrices, single(matrices, 1))
+
+
+# memory runs out in the real thing
+
+
+def problem(batches=3):
+    generator = torch.Generator().manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 4, bias=False))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    data = [
+        (torch.randn(n, 6, generator=generator), torch.randint(4, (n,), generator=generator))
+        for n in [7, 12, 9][:batches]
+    ]
+    return Problem(model, cross_entropy, data)
+
+
+class MadeAgain(BlockHessians):
+    """As where the memory does not do for all graphs."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.drop()
+
+
+@contextmanager
+def failing(place, error, numbers=range(0)):
+    """Raise ``error`` at the calls of ``place`` with these numbers."""
+    owner, name = place
+    count, real = Counter(), getattr(owner, name)
+
+    def call(*args, **kwargs):
+        count["calls"] += 1
+        if count["calls"] in numbers:
+            raise error
+        return real(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, call)
+        yield count
+
+
+def compute(made_again, tmp_path=None, together=1, batches=3):
+    """Coefficients, and how far the bar went."""
+    moved = []
+    made = problem(batches)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tqdm.std.tqdm.update", lambda bar, n=1: moved.append(n))
+        if made_again:
+            patch.setattr("blockspectra.slq.BlockHessians", MadeAgain)
+        spectra = block_spectra(
+            made, partition(made.model), steps=4, probes=3, together=together, checkpoint=tmp_path
+        )
+    parts = spectra.alpha, spectra.beta, spectra.taken, spectra.orthogonality
+    return [part.tobytes() for part in parts], sum(moved)
+
+
+ALL = 2 * 3 * 4  # steps of all runs
+PLACES = {
+    "a graph": (GradientGraph, "__init__"),
+    "a product": (GradientGraph, "product"),
+    "a run": (Lanczos, "__init__"),
+    "its basis": (Lanczos, "_keep"),
+    "a projection": (Lanczos, "_project_out"),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    return {made_again: compute(made_again) for made_again in (False, True)}
+
+
+@pytest.mark.parametrize("made_again", [False, True])
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("place", PLACES)
+def test_memory_that_runs_out_once_changes_no_bit(place, error, made_again, undisturbed):
+    with failing(PLACES[place], error) as count:
+        compute(made_again)
+    first = {"a graph": 2}.get(place, 1)  # without a single graph there is nothing
+    for number in range(first, count["calls"] + 1, max(1, count["calls"] // 6)):
+        with failing(PLACES[place], error, [number]):
+            assert compute(made_again) == undisturbed[made_again], number
+
+
+@pytest.mark.parametrize("place", ["a product", "a run", "a projection"])
+def test_memory_that_runs_out_again_and_again_changes_no_bit(place, undisturbed):
+    for distance in (5, 7, 11):
+        with failing(PLACES[place], ERRORS[0], range(distance, 10**6, distance)):
+            assert compute(True) == undisturbed[True]
