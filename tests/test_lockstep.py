@@ -15,7 +15,7 @@ from blockspectra.blocks import Block, Piece
 from blockspectra.double_backward import OutOfMemory
 from blockspectra.lanczos import Lanczos, lanczos
 from blockspectra.lockstep import Lockstep, Unit, run_bytes
-from blockspectra.products import SCRATCH, BlockHessians, GradientGraph
+from blockspectra.products import SCRATCH, BlockHessians
 from blockspectra.ranks import Ranks
 
 ERRORS = [
@@ -39,7 +39,9 @@ class Matrices:
         generator = torch.Generator().manual_seed(0)
         self.kept, self.batches, self.nbytes, self.room = kept, [None] * batches, nbytes, room
         self.ranks, self.asked = Ranks(), []
-        self.blocks = [Block(str(i), (Piece(nn.Parameter(torch.ones(n))),)) for i, n in enumerate(sizes)]
+        self.blocks = [
+            Block(str(i), (Piece(nn.Parameter(torch.ones(n))),)) for i, n in enumerate(sizes)
+        ]
         roots = [torch.randn(n, n, generator=generator, dtype=torch.float64) for n in sizes]
         self.matrices = {b: r + r.T for b, r in zip(self.blocks, roots, strict=True)}
 
@@ -55,7 +57,9 @@ class Matrices:
 
     def start(self, unit):
         probes = [
-            torch.randn(unit.block.size, generator=torch.Generator().manual_seed(100 * unit.number + k))
+            torch.randn(
+                unit.block.size, generator=torch.Generator().manual_seed(100 * unit.number + k)
+            )
             for k in unit.probes
         ]
         return probes[0] if len(probes) == 1 else torch.stack(probes)
@@ -254,13 +258,13 @@ class MadeAgain(BlockHessians):
 
 @contextmanager
 def failing(place, error, numbers=range(0)):
-    """Raise ``error`` at the calls of ``place`` with these numbers."""
-    owner, name = place
+    """Raise ``error`` at the calls of a function with these numbers."""
+    owner, name, *option = PLACES[place]
     count, real = Counter(), getattr(owner, name)
 
     def call(*args, **kwargs):
-        count["calls"] += 1
-        if count["calls"] in numbers:
+        count["calls"] += not option or option[0] in kwargs
+        if count["calls"] in numbers and (not option or option[0] in kwargs):
             raise error
         return real(*args, **kwargs)
 
@@ -286,12 +290,13 @@ def compute(made_again, tmp_path=None, together=1, batches=3):
 
 ALL = 2 * 3 * 4  # steps of all runs
 PLACES = {
-    "a graph": (GradientGraph, "__init__"),
-    "a product": (GradientGraph, "product"),
+    "a graph": (torch.autograd, "grad", "create_graph"),
+    "a product": (torch.autograd, "grad", "retain_graph"),
     "a run": (Lanczos, "__init__"),
     "its basis": (Lanczos, "_keep"),
     "a projection": (Lanczos, "_project_out"),
 }
+NEEDED = {"a graph": 2, "a product": 2}  # calls before there is anything that can wait
 
 
 @pytest.fixture(scope="module")
@@ -300,19 +305,49 @@ def undisturbed():
 
 
 @pytest.mark.parametrize("made_again", [False, True])
-@pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("place", PLACES)
-def test_memory_that_runs_out_once_changes_no_bit(place, error, made_again, undisturbed):
-    with failing(PLACES[place], error) as count:
+def test_memory_that_runs_out_once_changes_no_bit(place, made_again, undisturbed):
+    with failing(place, ERRORS[0]) as count:
         compute(made_again)
-    first = {"a graph": 2}.get(place, 1)  # without a single graph there is nothing
-    for number in range(first, count["calls"] + 1, max(1, count["calls"] // 6)):
-        with failing(PLACES[place], error, [number]):
+    calls = range(1 + NEEDED.get(place, 0), count["calls"] + 1)
+    for number, error in zip(calls[:: max(1, len(calls) // 8)], 4 * ERRORS, strict=False):
+        with failing(place, error, [number]):
             assert compute(made_again) == undisturbed[made_again], number
 
 
-@pytest.mark.parametrize("place", ["a product", "a run", "a projection"])
+@pytest.mark.parametrize("place", ["a product", "a run", "its basis", "a projection"])
 def test_memory_that_runs_out_again_and_again_changes_no_bit(place, undisturbed):
-    for distance in (5, 7, 11):
-        with failing(PLACES[place], ERRORS[0], range(distance, 10**6, distance)):
+    for distance in (6, 7, 11):
+        with failing(place, ERRORS[1], range(distance, 10**6, distance)):
             assert compute(True) == undisturbed[True]
+
+
+def test_probes_taken_together_are_taken_apart_where_memory_runs_out(undisturbed):
+    _, steps = compute(False, together=3)
+    with failing("a product", ERRORS[0], [3]):
+        _, steps_apart = compute(False, together=3)
+    assert steps == steps_apart == ALL
+    with failing("a product", ERRORS[0], [3, 4]):
+        assert compute(False, together=3) == undisturbed[False]  # each by itself
+
+
+def test_a_checkpoint_goes_on_after_memory_ran_out(undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr("blockspectra.journal.INTERVAL", 0)
+    monkeypatch.setattr("blockspectra.journal.SHARE", 1e9)
+    with failing("a product", ERRORS[0], [30]), failing("a projection", KeyboardInterrupt(), [20]):
+        with pytest.raises(KeyboardInterrupt):
+            compute(True, tmp_path)
+    assert compute(True, tmp_path) == undisturbed[True]
+
+
+@pytest.mark.parametrize("error", ERRORS)
+@pytest.mark.parametrize("batches", [1, 3])
+@pytest.mark.parametrize("place", PLACES)
+def test_where_nothing_helps_there_is_one_sentence(place, batches, error):
+    numbers = range(1 + NEEDED.get(place, 0), 10**6)
+    if place == "a graph" and batches == 1:
+        numbers = range(2, 10**6)  # the only one
+    with failing(place, error, numbers), pytest.raises(OutOfMemory) as caught:
+        compute(False, batches=batches)
+    assert "use smaller batches" in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -28,10 +28,11 @@ from blockspectra.spectra import Spectra
 
 PACKAGE = Path(__file__).parent
 PRESETS = ("smoke", "laptop", "paper")
-# modules that only read what is stored: they draw, compare and judge, and change no stored number
+# modules that change no stored number: they draw, compare and judge, or keep, count and share out
 READERS = {
-    *("__init__.py", "accuracy.py", "chapter.py", "claims.py", "distance.py", "figures"),
-    *("one_model.py", "report.py", "results.py"),
+    *("__init__.py", "accuracy.py", "arrays.py", "chapter.py", "claims.py", "cost.py"),
+    *("deflation.py", "distance.py", "figures", "journal.py", "memory.py", "one_model.py"),
+    *("ranks.py", "report.py", "results.py", "smoothing.py"),
 }
 
 
