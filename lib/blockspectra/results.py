@@ -31,7 +31,7 @@ PRESETS = ("smoke", "laptop", "paper")
 # modules that change no stored number: they draw, compare and judge, or keep, count and share out
 READERS = {
     *("__init__.py", "accuracy.py", "arrays.py", "chapter.py", "claims.py", "cost.py"),
-    *("deflation.py", "distance.py", "figures", "journal.py", "memory.py", "one_model.py"),
+    *("distance.py", "figures", "journal.py", "memory.py", "one_model.py"),
     *("ranks.py", "report.py", "results.py", "smoothing.py"),
 }
 
