@@ -43,6 +43,12 @@ CASES = {
         lambda x, w, b: F.layer_norm(x, (4, 5), w, b, 1e-2),
         [(2, 3, 4, 5), (4, 5), (4, 5)],
     ),
+    "called by keyword": (
+        lambda x, w: torch.softmax(
+            input=F.layer_norm(input=x, normalized_shape=[5], weight=w), dim=0
+        ),
+        [(3, 5), (5,)],
+    ),
     "one after the other": (
         lambda x, w, b: F.gelu(F.layer_norm(x, (5,), w, b)) * x,
         [(3, 5), (5,), (5,)],
@@ -106,6 +112,7 @@ def test_some_parameters_frozen_or_alone_asked_for():
         lambda x: torch.func.vmap(F.gelu)(x),
         lambda x: F.gelu(x.detach()),
         lambda x: torch.softmax(x, -1, torch.float32),
+        lambda x: F.softmax(x, dim=-1),
     ],
 )
 def test_other_calls_are_left_as_they_are(function):

@@ -7,6 +7,7 @@
 """
 
 from blockspectra.blocks import Block, partition
+from blockspectra.cost import estimate
 from blockspectra.distance import heterogeneity, js0, js_matrix
 from blockspectra.problem import Problem, ProblemError, cross_entropy
 from blockspectra.slq import block_spectra, full_spectrum
@@ -19,6 +20,7 @@ __all__ = [
     "Spectra",
     "block_spectra",
     "cross_entropy",
+    "estimate",
     "full_spectrum",
     "heterogeneity",
     "js0",

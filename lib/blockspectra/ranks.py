@@ -1,13 +1,13 @@
 """Several processes of `torch.distributed` at work on the same spectra.
 
 Every call has a gloo group of its own, closed when the call ends. So a rank that fails ends the
-others' waiting at once, whoever started them; one that is ready early may wait for days without a
-timeout; and only sums of products on GPUs go through the script's own group, which may be NCCL.
+others' waiting at once, whoever started them, and only sums of products on GPUs go through the
+script's own group, which may be NCCL.
 """
 
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Self
 
@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 SPLITS = ("batches", "blocks")
-PATIENCE = timedelta(days=30)  # blocks differ in size: the first rank to end waits for the last
+PATIENCE = timedelta(days=30)  # a rank with smaller blocks or batches waits for the others
 
 
 class Ranks:
@@ -38,6 +38,8 @@ class Ranks:
         Into how many the batches and the runs are split: ``parts * ways == size``.
     neighbours : int
         Ranks, this one too, that share the memory of this machine or GPU.
+    nccl : bool
+        Whether products are summed by NCCL.
     writes : bool
         Whether this rank keeps on disk what it computes: one is enough where all compute the same.
 
@@ -55,7 +57,7 @@ class Ranks:
                 f"ranks={split!r} needs a process group: start the script with torchrun and call "
                 f"torch.distributed.init_process_group() first."
             )
-        self.split, self.device, self.neighbours = split, device, 1
+        self.split, self.device, self.neighbours, self.nccl = split, device, 1, False
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if split else (0, 1)
         self.parts = self.size if split == "batches" else 1
         self.ways = self.size // self.parts
@@ -63,7 +65,7 @@ class Ranks:
 
     def __enter__(self) -> Self:
         if self.split:
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self._group = dist.new_group(backend="gloo")
             try:
                 self._look_around()
             except BaseException:
@@ -146,7 +148,7 @@ class Ranks:
                 if self.nccl:
                     dist.all_reduce(product)
                 else:
-                    self._call(dist.all_reduce, product)
+                    self._add(product)
         return products
 
     def merge(self, numbers: Tensor) -> Tensor:
@@ -159,7 +161,7 @@ class Ranks:
         """
         if self.ways > 1:
             # as integers: no bit is lost, of nan or of -0.0 neither
-            self._call(dist.all_reduce, numbers.view(torch.int64))
+            self._add(numbers.view(torch.int64))
         return numbers
 
     def _look_around(self) -> None:
@@ -176,15 +178,17 @@ class Ranks:
 
     def _exchange(self, thing: Any) -> list[Any]:
         every = [None] * self.size
-        self._call(dist.all_gather_object, every, thing)
+        try:
+            dist.all_gather_object(every, thing, group=self._group)
+        except RuntimeError as error:
+            raise self._lost(error) from error
         return every
 
     def _meet(self, kind: int, *numbers: float) -> Tensor:
         """Show all ranks where each is, (rank, number); refuse where that is not one place."""
-        here = torch.tensor([kind, *numbers], dtype=torch.float64)
-        every = [torch.empty_like(here) for _ in range(self.size)]
-        self._call(dist.all_gather, every, here)
-        rows = torch.stack(every)
+        rows = torch.zeros(self.size, 1 + len(numbers), dtype=torch.float64)
+        rows[self.rank] = torch.tensor([kind, *numbers])
+        self._add(rows)
         same = rows[:, :1] if kind < 0 else rows
         if (rows[:, 0] < 0).any() != (kind < 0) or not torch.allclose(same, same[:1], 1e-6, 1e-9):
             raise ValueError(
@@ -193,14 +197,20 @@ class Ranks:
             )
         return rows
 
-    def _call(self, collective: Callable, *tensors: Any) -> None:
+    def _add(self, tensor: Tensor) -> None:
+        options = dist.AllreduceOptions()
+        options.timeout = PATIENCE
         try:
-            collective(*tensors, group=self._group)
+            self._group.allreduce([tensor], options).wait()
         except RuntimeError as error:
-            raise ConnectionError(
-                f"Rank {self.rank} has lost the others: one has ended or failed, and its own "
-                f"message says why. ({str(error).splitlines()[0]})"
-            ) from error.with_traceback(None)  # its frames would keep the group, and others waiting
+            raise self._lost(error) from error
+
+    def _lost(self, error: RuntimeError) -> ConnectionError:
+        error.__traceback__ = None  # its frames would keep the group, and with it others waiting
+        return ConnectionError(
+            f"Rank {self.rank} has lost the others: one has ended or failed, and its own message "
+            f"says why. ({str(error).splitlines()[0]})"
+        )
 
 
 def _alike(first: Any, other: Any) -> bool:

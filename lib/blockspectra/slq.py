@@ -30,6 +30,7 @@ BASES = {
     "bfloat16": torch.bfloat16,
     "none": None,
 }
+TOGETHER = {True: "more gain nothing on a CPU", False: "a GPU waits for launches"}
 CHECKED = 1000  # numbers of each block's first probe that ranks compare
 
 
@@ -118,6 +119,7 @@ def block_spectra(
             f"orthogonal: float64 or float32, not {basis}."
         )
     device = blocks[0].parameters[0].device
+    chosen = "as asked" if together else TOGETHER[device.type == "cpu"]
     together = together or (1 if device.type == "cpu" else probes)
     team = Ranks(ranks, device)
     most = sum(min(steps, block.size) for block in blocks) * probes // team.ways
@@ -162,7 +164,8 @@ def block_spectra(
         if tolerance is not None:
             meta["tolerance"] = tolerance
         graphs = "kept graphs" if hessians.kept else "a graph made again each step"
-        meta["products"] = f"double backward on {graphs}, {together} a time, {basis} basis"
+        meta["products"] = f"double backward on {graphs}, {together} at a time ({chosen})"
+        meta["basis"] = basis
         return probing.spectra(meta, team.merge)
 
 

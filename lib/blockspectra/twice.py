@@ -30,7 +30,6 @@ from torch.overrides import TorchFunctionMode
 gelu_backward = torch.ops.aten.gelu_backward
 softmax_backward = torch.ops.aten._softmax_backward_data
 layer_norm_backward = torch.ops.aten.native_layer_norm_backward
-SOFTMAX = (torch.softmax, Tensor.softmax)
 
 
 class CheapTwice(TorchFunctionMode):
@@ -43,12 +42,11 @@ class CheapTwice(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """See `torch.overrides.TorchFunctionMode`."""
         kwargs = kwargs or {}
-        if func in SOFTMAX and _fits(args[0]) and _is_dim(*args[1:], **kwargs):
-            return _Softmax.apply(args[0], *args[1:], *kwargs.values())
-        if func is F.gelu and _fits(args[0]) and kwargs.get("approximate", "none") == "none":
-            return _Gelu.apply(args[0])
-        if func is F.layer_norm and _fits(args[0]):
-            return _LayerNorm.apply(*_layer_norm_arguments(*args, **kwargs))
+        if func in OURS:
+            ours, arguments = OURS[func]
+            given = arguments(*args, **kwargs)
+            if given is not None and _fits(given[0]):
+                return ours.apply(*given)
         return func(*args, **kwargs)
 
 
@@ -56,15 +54,6 @@ def _fits(x: Tensor) -> bool:
     wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
     plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled()
     return plain and not wrapped and torch.is_grad_enabled() and x.requires_grad
-
-
-def _is_dim(*args, **kwargs) -> bool:
-    """Say whether ``softmax`` was given its dimension and nothing else."""
-    return [type(a) for a in (*args, *kwargs.values())] == [int]
-
-
-def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1e-5):
-    return input, tuple(normalized_shape), weight, bias, eps
 
 
 class _Gelu(Function):
@@ -186,3 +175,26 @@ class _LayerNormGradient(Function):
 
 def _like(tensor, x):
     return tensor.expand_as(x) if isinstance(tensor, Tensor) else tensor
+
+
+# how each function may be called; None for a call that is left as it is
+
+
+def _gelu_arguments(input, approximate="none"):
+    return (input,) if approximate == "none" else None
+
+
+def _softmax_arguments(input, dim, dtype=None):
+    return (input, dim) if type(dim) is int and dtype is None else None
+
+
+def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    return input, tuple(normalized_shape), weight, bias, eps
+
+
+OURS = {
+    F.gelu: (_Gelu, _gelu_arguments),
+    torch.softmax: (_Softmax, _softmax_arguments),
+    Tensor.softmax: (_Softmax, _softmax_arguments),
+    F.layer_norm: (_LayerNorm, _layer_norm_arguments),
+}

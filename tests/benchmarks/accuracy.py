@@ -24,7 +24,7 @@ from blockspectra.models.mixer import Mixer, MixerConfig
 from blockspectra.products import dense_hessian
 
 SEEDS, REPEATS = 3, 3
-STEPS, PROBES = (6, 8, 10, 12, 15, 20, 25, 30, 40), (1, 2, 3, 4, 5, 6, 8, 10, 12)
+STEPS, PROBES = (10, 20, 30, 40, 60, 80, 100, 125, 150), (1, 2, 3, 4, 5, 6)
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def compared(case: Case, place: bench.Place, quick: bool) -> tuple[list[dict], l
     }
     used = {"released": (steps, probes)}
     target = float(errors["released"].mean())
-    most = Ours({"steps": max(STEPS), "probes": max(PROBES)})
+    most = Ours({"steps": 10 if quick else max(STEPS), "probes": max(PROBES)})
     every = [most.spectra(case, seed) for seed in seeds]
     ways = {
         "tolerance": Ours({"tolerance": target, "steps": 200, "probes": 40}),

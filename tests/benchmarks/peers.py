@@ -35,8 +35,8 @@ PINS = (
     "hessian-eigenthings==1.0.0a5",
     "pyhessian==0.1",
 )
-STEPS, PROBES, REPEATS = 5, 2, 3
-FULL_STEPS = 20
+STEPS, PROBES, REPEATS = 4, 2, 3
+FULL_STEPS = 10
 
 
 @dataclass(frozen=True)
