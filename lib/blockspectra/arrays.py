@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ def save_arrays(path: Path, header: dict, arrays: dict[str, np.ndarray]) -> Path
     """
     sealed = header | {"sha256": _digest(header, arrays)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     with temporary.open("wb") as file:
         np.savez(file, header=np.array(json.dumps(sealed)), **arrays)
     temporary.replace(path)

@@ -23,7 +23,7 @@ from blockspectra.products import BlockHessians
 
 VECTORS = 4  # taken at once by vmap
 STEPS = 100  # of Lanczos, with re-orthogonalisation
-COMPILING = 120  # seconds that torch.compile may take for a way
+COMPILING = 90  # seconds that torch.compile may take for a way
 
 
 class Loss(nn.Module):
