@@ -137,7 +137,7 @@ def child(tell, sizes, count, extra, limit, settings):
     """Compute the first blocks within a budget of ``extra`` MiB beside what is in use."""
     torch.set_num_threads(1)
     seen = {"products": 0, "at once": 0}
-    problem, products, chunk = chain(*sizes), BlockHessians.products, Lockstep._chunk
+    problem, products, _chunk = chain(*sizes), BlockHessians.products, Lockstep._chunk
 
     def counted(hessians, wanted):
         seen["products"] += len(wanted)
