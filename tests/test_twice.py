@@ -36,6 +36,7 @@ CASES = {
     "gelu": (F.gelu, [(3, 5)]),
     "softmax": (lambda x: x.softmax(-1), [(3, 4, 5)]),
     "softmax of another dimension": (lambda x: torch.softmax(x, dim=1), [(3, 4, 5)]),
+    "functional softmax": (lambda x: F.softmax(x, dim=-1), [(3, 4, 5)]),
     "layer norm": (lambda x, w, b: F.layer_norm(x, (5,), w, b), [(3, 5), (5,), (5,)]),
     "layer norm without bias": (lambda x, w: F.layer_norm(x, (5,), w), [(2, 3, 5), (5,)]),
     "layer norm without weight": (lambda x: F.layer_norm(x, (5,)), [(3, 5)]),
@@ -112,7 +113,7 @@ def test_some_parameters_frozen_or_alone_asked_for():
         lambda x: torch.func.vmap(F.gelu)(x),
         lambda x: F.gelu(x.detach()),
         lambda x: torch.softmax(x, -1, torch.float32),
-        lambda x: F.softmax(x, dim=-1),
+        lambda x: F.softmax(x, -1, dtype=torch.float32),
     ],
 )
 def test_other_calls_are_left_as_they_are(function):

@@ -8,7 +8,8 @@ would *not* do: it adds the off-diagonal blocks.
 Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -51,10 +52,14 @@ class GradientGraph:
 
     def __init__(self, problem: Problem, batch: Any, parameters: Sequence[torch.nn.Parameter]):
         try:
-            with CheapTwice():
+            with CheapTwice(), _alone(problem.model, parameters):
                 value = problem.value(batch)
-            gradient = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
-        except (RuntimeError, NotImplementedError) as error:
+            gradient = (
+                torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
+                if value.requires_grad
+                else [None] * len(parameters)  # the loss does not depend on them
+            )
+        except (RuntimeError, NotImplementedError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise explained(error) from error
             raise
@@ -83,6 +88,20 @@ class GradientGraph:
     def nbytes(self) -> int:
         """Bytes that the graph keeps alive beside the parameters."""
         return graph_bytes(self.gradient.values(), outside=self.gradient)
+
+
+@contextmanager
+def _alone(model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
+    """Freeze all other parameters inside: the graph then holds nothing that is there for them."""
+    wanted = {id(p) for p in parameters}
+    others = [p for p in model.parameters() if p.requires_grad and id(p) not in wanted]
+    try:
+        for parameter in others:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in others:
+            parameter.requires_grad_(True)
 
 
 class BlockHessians:
@@ -138,7 +157,14 @@ class BlockHessians:
             )
         fits = budget is None or self.nbytes * (len(self.batches) + SCRATCH) <= budget
         self.kept = bool(self.ranks.least(fits))  # what is multiplied together depends on it
-        self.graphs = [*graphs, *map(self._graph, others)] if self.kept else []
+        self.graphs = graphs if self.kept else []
+        try:
+            self.graphs += map(self._graph, others if self.kept else [])
+        except OutOfMemory:
+            if self.ranks.parts > 1:
+                raise  # the others keep theirs
+            del graphs
+            self.drop()
 
     def products(self, wanted: Sequence[tuple[Block, Tensor]]) -> list[Tensor]:
         """Blocks of the Hessian times vectors, each batch's graph used for all of them in turn.
