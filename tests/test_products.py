@@ -329,27 +329,3 @@ def test_a_block_too_large_for_a_dense_hessian_is_refused():
     problem = problem_of("vgg")
     with pytest.raises(ValueError, match="216 parameters, above the limit of 200"):
         dense_hessian(problem, partition(problem.model)[0], limit=200)
-
-
-def test_parameters_of_other_blocks_are_frozen_only_while_the_graph_is_made():
-    problem = problem_of("gpt")
-    seen = []
-
-    def loss(model, batch):
-        seen.append([p.requires_grad for p in model.parameters()])
-        if len(seen) == 4:
-            raise KeyboardInterrupt
-        return cross_entropy(model, batch)
-
-    watched = Problem(problem.model, loss, problem.batches)
-    block = partition(problem.model)[3]
-    vector = gaussian(block.size)
-    with pytest.raises(KeyboardInterrupt):  # two evaluations check, the third is the graph's
-        block_products(watched, [block], [vector]), block_products(watched, [block], [vector])
-    assert [sum(flags) for flags in seen[:3]] == [len(seen[0]), len(seen[0]), 1]
-    assert all(p.requires_grad for p in problem.model.parameters())
-    seen[:] = [[]]  # interrupted while the graph is made
-    with pytest.raises(KeyboardInterrupt):
-        block_products(watched, [block], [vector])
-    assert sum(seen[3]) == 1
-    assert all(p.requires_grad for p in problem.model.parameters())

@@ -8,8 +8,7 @@ would *not* do: it adds the off-diagonal blocks.
 Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +51,7 @@ class GradientGraph:
 
     def __init__(self, problem: Problem, batch: Any, parameters: Sequence[torch.nn.Parameter]):
         try:
-            with CheapTwice(), _alone(problem.model, parameters):
+            with CheapTwice(parameters):
                 value = problem.value(batch)
             gradient = (
                 torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
@@ -88,20 +87,6 @@ class GradientGraph:
     def nbytes(self) -> int:
         """Bytes that the graph keeps alive beside the parameters."""
         return graph_bytes(self.gradient.values(), outside=self.gradient)
-
-
-@contextmanager
-def _alone(model: torch.nn.Module, parameters: Sequence[torch.nn.Parameter]) -> Iterator[None]:
-    """Freeze all other parameters inside: the graph then holds nothing that is there for them."""
-    wanted = {id(p) for p in parameters}
-    others = [p for p in model.parameters() if p.requires_grad and id(p) not in wanted]
-    try:
-        for parameter in others:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in others:
-            parameter.requires_grad_(True)
 
 
 class BlockHessians:

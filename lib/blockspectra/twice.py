@@ -19,10 +19,11 @@ For LayerNorm, with :math:`\hat x = (x - μ)r`, :math:`\hat g = g w` and the pro
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
@@ -37,7 +38,16 @@ class CheapTwice(TorchFunctionMode):
 
     Not more than twice, which is why it is for making a `GradientGraph` alone. Calls of them in
     other dtypes, under autocast or inside ``torch.func``, are left as they are.
+
+    Parameters
+    ----------
+    wanted : iterable of torch.nn.Parameter, optional
+        Those that will be differentiated in: to these functions, others are constants. All if None.
     """
+
+    def __init__(self, wanted: Iterable[nn.Parameter] | None = None):
+        super().__init__()
+        self.wanted = None if wanted is None else {id(p) for p in wanted}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """See `torch.overrides.TorchFunctionMode`."""
@@ -46,8 +56,13 @@ class CheapTwice(TorchFunctionMode):
             ours, arguments = OURS[func]
             given = arguments(*args, **kwargs)
             if given is not None and _fits(given[0]):
-                return ours.apply(*given)
+                return ours.apply(*map(self._constant, given))
         return func(*args, **kwargs)
+
+    def _constant(self, given):
+        """Cut a parameter off that is not wanted."""
+        known = not isinstance(given, nn.Parameter) or self.wanted is None
+        return given if known or id(given) in self.wanted else given.detach()
 
 
 def _fits(x: Tensor) -> bool:
