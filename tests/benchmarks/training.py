@@ -12,7 +12,7 @@ from blockspectra.models.mlp import MLP, MLPConfig
 from blockspectra.problem import cross_entropy
 from blockspectra.training import OPTIMIZERS, train
 
-STEPS, REPEATS, BATCH = 40, 5, 64
+STEPS, REPEATS, BATCH = 40, 3, 64
 SIZES = ((14, 32), (14, 64), (28, 64), (28, 128))  # side of the images, width of the layers
 RUNS = (7, 21)
 
