@@ -31,6 +31,7 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "09_pretrained_gpt2": ["04_block_spectra", "06_adam_vs_sgd"],
     "10_quadratics": ["04_block_spectra"],
     "11_theory": [],
+    "30_benchmarks": [],
 }
 # slots: these keep two processes busy nearly all the time, the others a core and a bit
 HEAVY = {"04_block_spectra": 2, "06_adam_vs_sgd": 2, "09_pretrained_gpt2": 2}
