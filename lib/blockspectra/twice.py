@@ -1,4 +1,4 @@
-r"""GELU, softmax and LayerNorm whose second derivatives cost little.
+r"""GELU, softmax, LayerNorm and batched matrix products whose second derivatives cost little.
 
 PyTorch differentiates the gradients of these by formulas made of ten to forty elementwise
 operations, many of which do not depend on the vector that a Hessian is multiplied by. Here what
@@ -16,6 +16,9 @@ For LayerNorm, with :math:`\hat x = (x - μ)r`, :math:`\hat g = g w` and the pro
 
 .. math:: -\frac{r}{n}\Big((v^\top d)\,\hat x + (\hat g^\top\hat x)\,rPv + (\hat x^\top v)\,d\Big),
     \qquad d = rP\hat g.
+
+For products of many matrices at once, :math:`ab`, as in attention, copies of views that are not
+contiguous are made once, and both parts of the derivative in :math:`g` are summed as they arise.
 """
 
 import math
@@ -34,7 +37,7 @@ layer_norm_backward = torch.ops.aten.native_layer_norm_backward
 
 
 class CheapTwice(TorchFunctionMode):
-    """Inside this context these three functions can be differentiated cheaply again.
+    """Inside this context these functions can be differentiated cheaply again.
 
     Not more than twice, which is why it is for making a `GradientGraph` alone. Calls of them in
     other dtypes, under autocast or inside ``torch.func``, are left as they are.
@@ -74,15 +77,13 @@ def _fits(x: Tensor) -> bool:
 class _Gelu(Function):
     @staticmethod
     def forward(ctx, x):
-        ctx.slope = gelu_backward(torch.ones_like(x), x)  # no output: safe to keep here
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, gelu_backward(torch.ones_like(x), x))
         return F.gelu(x)
 
     @staticmethod
     def backward(ctx, g):
-        if torch.is_grad_enabled():
-            return _GeluGradient.apply(g, *ctx.saved_tensors, ctx.slope)
-        return g * ctx.slope  # in a product
+        x, slope = ctx.saved_tensors
+        return _GeluGradient.apply(g, x, slope) if torch.is_grad_enabled() else g * slope
 
 
 class _GeluGradient(Function):
@@ -128,6 +129,49 @@ class _SoftmaxGradient(Function):
         g, y, centred = ctx.saved_tensors
         along = (v * y).sum(ctx.dim, keepdim=True)
         return (v - along).mul_(y), (v * centred).addcmul_(g, along, value=-1), None
+
+
+def _flat(*matrices):
+    """Matrices with one dimension in front, as `torch.bmm` wants them; copies where need be."""
+    return [None if x is None else x.reshape(-1, *x.shape[-2:]) for x in matrices]
+
+
+class _Matmul(Function):
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b, *_flat(a, b))
+        return a @ b
+
+    @staticmethod
+    def backward(ctx, g):
+        *inputs, a, b = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _MatmulGradient.apply(g, *inputs, a, b)
+        (g,) = _flat(g)  # in a product
+        return (g @ b.mT).view_as(inputs[0]), (a.mT @ g).view_as(inputs[1])
+
+
+class _MatmulGradient(Function):
+    @staticmethod
+    def forward(ctx, g, a, b, a_flat, b_flat):
+        ctx.shapes = g.shape, a.shape, b.shape
+        ctx.set_materialize_grads(False)
+        (g,) = _flat(g)
+        ctx.save_for_backward(g, a_flat, b_flat)
+        return (g @ b_flat.mT).view_as(a), (a_flat.mT @ g).view_as(b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, va, vb):
+        (g, a, b), (va, vb), to_g = ctx.saved_tensors, _flat(va, vb), None
+        if va is not None:
+            to_g = va @ b
+        if vb is not None:
+            to_g = a @ vb if to_g is None else to_g.baddbmm(a, vb)
+        to_a = None if vb is None else g @ vb.mT
+        to_b = None if va is None else va.mT @ g
+        found = zip((to_g, to_a, to_b), ctx.shapes, strict=True)
+        return *(None if x is None else x.view(shape) for x, shape in found), None, None
 
 
 class _LayerNorm(Function):
@@ -201,6 +245,12 @@ def _gelu_arguments(input, approximate="none"):
     return (input,) if approximate == "none" else None
 
 
+def _matmul_arguments(input, other):
+    """Products of many matrices at once, as in attention; those of vectors and one are cheap."""
+    many = input.ndim == other.ndim >= 3 and input.shape[:-2] == other.shape[:-2]
+    return (input, other) if many and input.dtype == other.dtype and other.requires_grad else None
+
+
 def _softmax_arguments(input, dim, dtype=None):
     return (input, dim) if type(dim) is int and dtype is None else None
 
@@ -215,6 +265,9 @@ def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1
 
 OURS = {
     F.gelu: (_Gelu, _gelu_arguments),
+    torch.matmul: (_Matmul, _matmul_arguments),
+    Tensor.matmul: (_Matmul, _matmul_arguments),
+    Tensor.__matmul__: (_Matmul, _matmul_arguments),
     F.softmax: (_Softmax, _functional_softmax_arguments),
     torch.softmax: (_Softmax, _softmax_arguments),
     Tensor.softmax: (_Softmax, _softmax_arguments),
