@@ -76,9 +76,12 @@ class Diagnosis:
         list of Drawing
             Each a figure with its name, its numbers and its caption.
         """
-        from blockspectra.figures.diagnosis import drawings  # slow: seaborn, for every worker
+        from matplotlib import rc_context  # slow, with seaborn, for every worker
 
-        return drawings(self.name, self.spectra, self.divergences, self.js0)
+        from blockspectra.figures.diagnosis import drawings
+
+        with rc_context():  # the caller's own style stays
+            return drawings(self.name, self.spectra, self.divergences, self.js0)
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write ``diagnosis.html``, one page that needs no other file, and ``diagnosis.json``.

@@ -35,10 +35,9 @@ BLOCK_COLUMNS = {
     "lambda_max": "λ_max",
     "trace": "trace",
     "trace_error": "± (probes)",
-    "gradient_norm": "gradient norm",
-    "zero_share": "zero eigenvalues",
-    "distance": "distance (nats)",
-    "stands_out": "stands out",
+    "gradient_norm": "gradient",
+    "zero_share": "zeros",
+    "distance": "distance",
 }
 
 
@@ -125,8 +124,9 @@ def page(diagnosis: Diagnosis) -> str:
 {"".join(f"<p>{escape(sentence)}</p>" for sentence in advice.evidence)}
 {figures}
 <h2>Blocks</h2>
-<p>λ_max is the largest Ritz value, a bound from below. Zero eigenvalues are those below 10⁻⁶ of the
-model's largest. The distance is the mean divergence from the other blocks. A block stands out where
+<p>λ_max is the largest Ritz value, a bound from below; the trace has its standard error over
+probes; then the norm of the gradient, the share of eigenvalues that are zero (below 10⁻⁶ of the
+model's largest), and the mean divergence from the other blocks, in nats. A block stands out where
 the robust z-score of its distance or of log₁₀ λ_max, 0.6745 (x − median) / median |x − median|, is
 3.5 or more; fewer than five blocks are not judged.</p>
 {_table(blocks)}

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from blockspectra.advice import CLEARLY_WORSE, ON_PAR
 from blockspectra.distance import Estimate
 from blockspectra.figures.spectra import relative_density, spectrum_raster
-from blockspectra.figures.style import PAGE, short
+from blockspectra.figures.style import PAGE, short, use_style
 from blockspectra.figures.training import gap_against
 from blockspectra.references import points, references, settings
 from blockspectra.spectra import Spectra
@@ -31,7 +31,7 @@ class Drawing(NamedTuple):
 def drawings(
     model: str, spectra: Spectra, divergences: pd.DataFrame, js0: Estimate
 ) -> list[Drawing]:
-    """Draw a diagnosis.
+    """Draw a diagnosis, in the companion's style.
 
     Parameters
     ----------
@@ -43,6 +43,7 @@ def drawings(
     js0 : Estimate
         In nats.
     """
+    use_style()
     densities = relative_density(spectra).assign(model=model)
     named = divergences.rename_axis("a").reset_index()
     pairs = named.melt("a", var_name="b", value_name="js")
