@@ -58,7 +58,7 @@ def load_problem(target: str) -> Problem:
 
 def _from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise ParameterError(f"There is no file {path} in {Path.cwd().name} or at that path.")
+        raise ParameterError(f"There is no file {path}: paths count from the working folder.")
     folder = str(path.resolve().parent)  # for what it imports from beside it
     if folder not in sys.path:
         sys.path.insert(0, folder)
@@ -78,7 +78,7 @@ def _from_module(name: str) -> ModuleType:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
             raise ParameterError(
                 f"There is no module {name} in the working folder or among the installed ones: "
-                f"write {name}.py there, or give the path of a .py file."
+                f"name one that is there, or give the path of a .py file."
             ) from None
         raise
 
