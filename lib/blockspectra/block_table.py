@@ -12,6 +12,7 @@ from blockspectra.problem import Problem
 from blockspectra.spectra import Spectra
 
 OUTLYING = 3.5  # robust z-score from which a block stands out (Iglewicz and Hoaglin, 1993)
+MOST = 100  # above which a z-score is no longer told
 FEWEST = 5  # blocks below which there is no bulk to stand out from
 NORMAL = 0.6745  # the median absolute deviation of a standard normal
 
@@ -97,8 +98,13 @@ def _why(row, zero: bool) -> str:
     """Say in words why a block stands out; empty if it does not."""
     reasons = ["its Hessian is zero"] if zero else []
     if row.z_distance >= OUTLYING:  # nearer to all others than usual is no reason
-        reasons.append(f"its spectrum is far from the others (z = {row.z_distance:.1f})")
+        reasons.append(f"its spectrum is far from the others ({_readable(row.z_distance)})")
     if abs(row.z_lambda_max) >= OUTLYING:
         size = "large" if row.z_lambda_max > 0 else "small"
-        reasons.append(f"its λ_max is {size} (z = {row.z_lambda_max:+.1f})")
+        reasons.append(f"its λ_max is {size} ({_readable(row.z_lambda_max)})")
     return "; ".join(reasons)
+
+
+def _readable(z: float) -> str:
+    """Write a z-score; a large one only says that the bulk is very alike."""
+    return f"|z| > {MOST}" if abs(z) > MOST else f"z = {z:+.1f}"

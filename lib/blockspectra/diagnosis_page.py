@@ -27,7 +27,8 @@ img { max-width: 100%; height: auto } figcaption, small { color: #555; font-size
 .wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
 th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #ddd;
   overflow-wrap: normal; white-space: nowrap }
-th:first-child, td:first-child { text-align: left } td.text { text-align: left }
+th:first-child, td:first-child, td.text { text-align: left }
+td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9rem }
 .word { font-size: 1.5rem; font-weight: bold }
 """
 BLOCK_COLUMNS = {
