@@ -150,6 +150,10 @@ REFUSED = {
         lambda: problem(stack().to(torch.complex64), X.to(torch.complex64)),
         r"is complex64, and second derivatives need real numbers",
     ),
+    "a model made in inference mode": (
+        lambda: problem(torch.inference_mode()(stack)()),
+        r"^Parameter '0.0.weight' was made in inference mode, .*: build the model outside of ",
+    ),
     "a lazy layer": (
         lambda: problem(nn.Sequential(nn.LazyLinear(3))),
         r"^Parameter '0.weight' has no values yet: run the model once first\.$",

@@ -1,9 +1,13 @@
 """Only this file sees a target of chapter 12 that fails with a stack instead of a sentence.
 
-Also one that is found in the wrong folder.
+Also one that is found in the wrong folder, or by the library and not by papermill.
 """
 
+import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,14 +15,20 @@ from blockspectra.chapter import ParameterError
 from blockspectra.problem import Problem
 from blockspectra.target import load_problem
 
+CHAPTER = Path(__file__).parent.parent / "notebooks" / "12_your_model.ipynb"
 GOOD = """
 import torch
 from beside import width
 from blockspectra import Problem, cross_entropy
 
+data = [(torch.randn(3, width), torch.tensor([0, 1, 1]))]
+
 def make_problem():
-    model = torch.nn.Linear(width, 2)
-    return Problem(model, cross_entropy, [(torch.randn(3, width), torch.tensor([0, 1, 1]))])
+    first, last = torch.nn.Linear(width, 3), torch.nn.Linear(3, 2)
+    return Problem(torch.nn.Sequential(first, torch.nn.Tanh(), last), cross_entropy, data)
+
+def single():
+    return Problem(torch.nn.Linear(width, 2), cross_entropy, data)
 
 def no_problem():
     return 7
@@ -90,3 +100,36 @@ def test_what_is_wrong_is_told_in_one_line(target, sentence):
         load_problem(target)
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def papermill(folder, target):
+    """Run the chapter from a folder outside the repository."""
+    command = [sys.executable, "-m", "papermill", str(CHAPTER), "out.ipynb", "--no-progress-bar"]
+    return subprocess.run(
+        [*command, "-p", "target", target, "-p", "preset", "smoke", "-p", "probes", "2"],
+        cwd=folder,
+        env=os.environ | {"BLOCKSPECTRA_RESULTS": str(folder / "store")},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+    )
+
+
+class TestPapermill:
+    def test_measures_a_target_of_the_working_folder(self, folder):
+        result = papermill(folder, "mine_to_measure:make_problem")
+        assert result.returncode == 0, result.stderr
+        own = folder / "store" / "smoke" / "own"  # never what the preset's run leaves
+        content = json.loads((own / "diagnosis" / "diagnosis.json").read_text(encoding="utf-8"))
+        assert [(row["block"], row["size"]) for row in content["blocks"]] == [("0", 12), ("2", 6)]
+        assert (own / "diagnosis" / "diagnosis.html").exists()
+        manifest = json.loads((own / "manifests" / "12_your_model.json").read_text())
+        assert manifest["parameters"]["target"] == "mine_to_measure:make_problem"
+
+    def test_a_model_without_a_second_block_is_told_in_one_line(self, folder):
+        result = papermill(folder, "mine_to_measure:single")
+        assert result.returncode
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith(
+            "ParameterError: Heterogeneity compares blocks, and this model has 1"
+        )

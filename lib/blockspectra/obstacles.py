@@ -53,13 +53,19 @@ def refuse(problem: Problem) -> None:
     Raises
     ------
     ProblemError
-        Parameters in half precision, complex or without values; ``max_norm`` of an embedding;
+        Parameters in half precision, complex, made in inference mode or without values;
+        ``max_norm`` of an embedding;
         autocast; all that `Problem.check` refuses; a second derivative that is not finite. Where
         one is to blame, with the module.
     """
     for name, parameter in problem.model.named_parameters():
         if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
             raise ProblemError(f"Parameter {name!r} has no values yet: run the model once first.")
+        if parameter.is_inference():
+            raise ProblemError(
+                f"Parameter {name!r} was made in inference mode, where nothing can be "
+                f"differentiated: build the model outside of torch.inference_mode()."
+            )
         if parameter.dtype not in (torch.float32, torch.float64):
             kind = str(parameter.dtype).removeprefix("torch.")
             raise ProblemError(
