@@ -182,6 +182,12 @@ class TestRefused:
         assert capsys.readouterr().out == ""
 
 
+def test_a_name_of_ones_own_is_used():
+    assert measured(quadratic([np.eye(4), np.eye(6)])).name == "Quadratic"
+    named = measured(quadratic([np.eye(4), np.eye(6)]), name="my model")
+    assert str(named).startswith("my model: 2 blocks")
+
+
 def test_the_cost_is_printed_first(capsys):
     diagnosis = diagnose(quadratic([np.eye(4), np.eye(6)]), progress=False)
     assert capsys.readouterr().out == f"2 blocks: {diagnosis.cost}\n"

@@ -30,7 +30,7 @@ class Diagnosis:
     Attributes
     ----------
     name : str
-        The model's class.
+        Of the model.
     cost : Cost
         As it was estimated beforehand.
     spectra : Spectra
@@ -117,6 +117,7 @@ def diagnose(
     memory: str | int | None = None,
     checkpoint: str | Path | None = None,
     progress: bool | None = None,
+    name: str | None = None,
     quiet: bool = False,
 ) -> Diagnosis:
     """Measure the blockwise Hessian spectra of a model and say what they tell about training it.
@@ -133,6 +134,8 @@ def diagnose(
         From `partition`; by default a weight matrix or kernel a block, fused Q, K, V apart.
     steps, probes, seed, memory, checkpoint, progress
         As for `block_spectra`.
+    name : str, optional
+        What to call the model in the report; by default its class.
     quiet : bool
         Do not print the cost.
 
@@ -184,7 +187,7 @@ def diagnose(
         )
     js0 = Estimate(*measures.loc[JS0, ["value", "standard_error"]])
     return Diagnosis(
-        type(problem.model).__name__,
+        name or type(problem.model).__name__,
         cost,
         spectra,
         divergences,
