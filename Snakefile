@@ -32,6 +32,7 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "10_quadratics": ["04_block_spectra"],
     "11_theory": [],
     "12_your_model": [],
+    "30_benchmarks": [],
 }
 # slots: these keep two processes busy nearly all the time, the others a core and a bit
 HEAVY = {"04_block_spectra": 2, "06_adam_vs_sgd": 2, "09_pretrained_gpt2": 2}

@@ -36,6 +36,7 @@ CASES = {
     "gelu": (F.gelu, [(3, 5)]),
     "softmax": (lambda x: x.softmax(-1), [(3, 4, 5)]),
     "softmax of another dimension": (lambda x: torch.softmax(x, dim=1), [(3, 4, 5)]),
+    "functional softmax": (lambda x: F.softmax(x, dim=-1), [(3, 4, 5)]),
     "layer norm": (lambda x, w, b: F.layer_norm(x, (5,), w, b), [(3, 5), (5,), (5,)]),
     "layer norm without bias": (lambda x, w: F.layer_norm(x, (5,), w), [(2, 3, 5), (5,)]),
     "layer norm without weight": (lambda x: F.layer_norm(x, (5,)), [(3, 5)]),
@@ -112,7 +113,7 @@ def test_some_parameters_frozen_or_alone_asked_for():
         lambda x: torch.func.vmap(F.gelu)(x),
         lambda x: F.gelu(x.detach()),
         lambda x: torch.softmax(x, -1, torch.float32),
-        lambda x: F.softmax(x, dim=-1),
+        lambda x: F.softmax(x, -1, dtype=torch.float32),
     ],
 )
 def test_other_calls_are_left_as_they_are(function):
@@ -134,3 +135,23 @@ def test_several_vectors_at_once_by_vmap():
         torch.testing.assert_close(
             row, torch.autograd.grad(gradient, x, vector, retain_graph=True)[0]
         )
+
+
+def test_parameters_that_are_not_wanted_are_constants_and_change_no_bit():
+    x, norm = gaussian(3, 5), nn.LayerNorm(5).double()
+    with torch.no_grad():
+        norm.weight.normal_()
+    for wanted in ([], [norm.weight], [norm.weight, norm.bias]):
+        results = []
+        for context in (CheapTwice(wanted), CheapTwice()):
+            with context:
+                loss = norm(x).pow(3).sum()
+            inputs = [x, *wanted]
+            gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+            vectors = [torch.ones_like(g) for g in gradient]
+            results.append(torch.autograd.grad(gradient, inputs, vectors, retain_graph=True))
+            others = [p for p in norm.parameters() if all(p is not w for w in wanted)]
+            known = torch.autograd.grad(loss, [x, *others], allow_unused=True)[1:]
+            assert all((g is None) == (context.wanted is not None) for g in known)
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other)

@@ -30,8 +30,8 @@ PACKAGE = Path(__file__).parent
 PRESETS = ("smoke", "laptop", "paper")
 # modules that change no stored number: they draw, compare and judge, or keep, count and share out
 READERS = {
-    *("__init__.py", "accuracy.py", "arrays.py", "chapter.py", "claims.py", "cost.py"),
-    *("distance.py", "figures", "journal.py", "memory.py", "one_model.py"),
+    *("__init__.py", "accuracy.py", "arrays.py", "benchmarks.py", "chapter.py", "claims.py"),
+    *("cost.py", "distance.py", "figures", "goals.py", "journal.py", "memory.py", "one_model.py"),
     *("ranks.py", "report.py", "results.py", "smoothing.py"),
 }
 

@@ -14,15 +14,16 @@ For LayerNorm, with :math:`\hat x = (x - μ)r`, :math:`\hat g = g w` and the pro
 :math:`P = I - \frac1n 11^\top - \frac1n\hat x\hat x^\top`, the gradient :math:`rP\hat g` along
 :math:`v` has the derivative :math:`w\,rPv` in :math:`g` and, in :math:`x`,
 
-.. math:: -\frac{r}{n}\Big(r\,\hat x\,v^\top P\hat g
-          + rP\big((\hat g^\top\hat x)\,v + (\hat x^\top v)\,\hat g\big)\Big).
+.. math:: -\frac{r}{n}\Big((v^\top d)\,\hat x + (\hat g^\top\hat x)\,rPv + (\hat x^\top v)\,d\Big),
+    \qquad d = rP\hat g.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
@@ -37,7 +38,16 @@ class CheapTwice(TorchFunctionMode):
 
     Not more than twice, which is why it is for making a `GradientGraph` alone. Calls of them in
     other dtypes, under autocast or inside ``torch.func``, are left as they are.
+
+    Parameters
+    ----------
+    wanted : iterable of torch.nn.Parameter, optional
+        Those that will be differentiated in: to these functions, others are constants. All if None.
     """
+
+    def __init__(self, wanted: Iterable[nn.Parameter] | None = None):
+        super().__init__()
+        self.wanted = None if wanted is None else {id(p) for p in wanted}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """See `torch.overrides.TorchFunctionMode`."""
@@ -46,8 +56,13 @@ class CheapTwice(TorchFunctionMode):
             ours, arguments = OURS[func]
             given = arguments(*args, **kwargs)
             if given is not None and _fits(given[0]):
-                return ours.apply(*given)
+                return ours.apply(*map(self._constant, given))
         return func(*args, **kwargs)
+
+    def _constant(self, given):
+        """Cut a parameter off that is not wanted."""
+        known = not isinstance(given, nn.Parameter) or self.wanted is None
+        return given if known or id(given) in self.wanted else given.detach()
 
 
 def _fits(x: Tensor) -> bool:
@@ -138,32 +153,34 @@ class _LayerNormGradient(Function):
     @staticmethod
     def forward(ctx, g, x, w, b, mean, rstd, shape):
         wanted = [True, w is not None, b is not None]
+        first = layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
         normal, scaled = (x - mean) * rstd, g if w is None else g * w
         ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
         ctx.set_materialize_grads(False)
-        along = (scaled * normal).sum(ctx.dims, keepdim=True)
-        centre = scaled.mean(ctx.dims, keepdim=True)
-        ctx.save_for_backward(g, x, w, mean, rstd, normal, scaled, along, centre)
-        return layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
+        factor = rstd / -math.prod(shape)
+        along = (scaled * normal).sum(ctx.dims, keepdim=True) * factor
+        ctx.save_for_backward(g, x, w, mean, rstd, normal, first[0], along, factor)
+        return first
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v, vw, vb):
-        g, x, w, mean, rstd, normal, scaled, along, centre = ctx.saved_tensors
-        n, over = math.prod(ctx.shape), {"dim": ctx.dims, "keepdim": True}
+        g, x, w, mean, rstd, normal, first, along, factor = ctx.saved_tensors
 
         def project(u):  # rPu
             only = [True, False, False]
             return layer_norm_backward(u, x, ctx.shape, mean, rstd, None, None, only)[0]
 
+        def inner(a, b):
+            return (a * b).sum(ctx.dims, keepdim=True)
+
         to_g = to_x = to_w = 0.0
         if v is not None:
-            projected, inner = project(v), (v * normal).sum(**over)
+            projected = project(v)
             to_g = projected if w is None else projected * w
-            form = (v * scaled).sum(**over) - centre * v.sum(**over) - along * inner / n
-            bent = torch.addcmul(along * v, inner, scaled)
-            to_x = torch.addcmul(project(bent), normal, rstd * form).mul_(-rstd / n)
-            if w is not None:
+            to_x = (projected * along).addcmul_(first, inner(v, normal).mul_(factor))
+            to_x.addcmul_(normal, inner(v, first).mul_(factor))
+            if ctx.needs_input_grad[2]:
                 to_w = (g * projected).sum(tuple(range(v.ndim - len(ctx.shape))))
         if vw is not None:
             to_g, to_x = to_g + vw * normal, to_x + project(g * vw)
@@ -188,12 +205,17 @@ def _softmax_arguments(input, dim, dtype=None):
     return (input, dim) if type(dim) is int and dtype is None else None
 
 
+def _functional_softmax_arguments(input, dim=None, _stacklevel=3, dtype=None):
+    return _softmax_arguments(input, dim, dtype)
+
+
 def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     return input, tuple(normalized_shape), weight, bias, eps
 
 
 OURS = {
     F.gelu: (_Gelu, _gelu_arguments),
+    F.softmax: (_Softmax, _functional_softmax_arguments),
     torch.softmax: (_Softmax, _softmax_arguments),
     Tensor.softmax: (_Softmax, _softmax_arguments),
     F.layer_norm: (_LayerNorm, _layer_norm_arguments),
