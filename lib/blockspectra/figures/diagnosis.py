@@ -1,5 +1,6 @@
 """Figures of one model's diagnosis: its blocks, and its place among the reference models."""
 
+import textwrap
 from typing import NamedTuple
 
 import matplotlib.pyplot as plt
@@ -92,8 +93,8 @@ def divergence_map(matrix: pd.DataFrame) -> Figure:
     matrix : DataFrame, (block, block)
         Of `js_matrix`, in nats.
     """
-    side = float(np.clip(1.2 + 0.11 * len(matrix), 2.0, PAGE))
-    figure, ax = plt.subplots(figsize=(side + 1.8, side))
+    height = float(np.clip(0.4 + 0.13 * len(matrix), 1.8, PAGE * 2 / 3))
+    figure, ax = plt.subplots(figsize=(PAGE * 2 / 3, height))
     image = ax.imshow(
         matrix.clip(1e-4), cmap="rocket_r", norm=LogNorm(1e-4, np.log(2)), interpolation="nearest"
     )
@@ -122,8 +123,5 @@ def among_references(table: pd.DataFrame, model: str, js0: Estimate) -> Figure:
     error = 2 * np.nan_to_num(js0.standard_error)
     ax.axvspan(max(js0.mean - error, js0.mean / 100), js0.mean + error, color="0.85", zorder=0)
     ax.axvline(js0.mean, color="0.35", linewidth=1.2)
-    ax.text(
-        *(js0.mean, 1.01, model), transform=ax.get_xaxis_transform(), ha="center", va="bottom",
-        fontsize=7,
-    )  # fmt: skip
+    ax.set_title(f"grey: {textwrap.shorten(model, 40, placeholder='…')}")
     return figure
