@@ -30,9 +30,9 @@ PACKAGE = Path(__file__).parent
 PRESETS = ("smoke", "laptop", "paper")
 # modules that change no stored number: they draw, compare and judge, or keep, count and share out
 READERS = {
-    *("__init__.py", "accuracy.py", "arrays.py", "benchmarks.py", "chapter.py", "claims.py"),
-    *("cost.py", "distance.py", "figures", "goals.py", "journal.py", "memory.py", "one_model.py"),
-    *("ranks.py", "report.py", "results.py", "smoothing.py"),
+    *("__init__.py", "arrays.py", "benchmarks.py", "cells.py", "chapter.py", "claims.py"),
+    *("cost.py", "distance.py", "figures", "goals.py", "journal.py", "memory.py"),
+    *("one_model.py", "ranks.py", "redraw.py", "report.py", "results.py", "smoothing.py"),
 }
 
 
@@ -130,12 +130,11 @@ class Store:
         compute : callable, () → Spectra or DataFrame
             Called only where nothing is found, or what is found is damaged (which is said).
         """
-        code = code_version(getattr(compute, "__module__", "__main__"))
-        key = _key({"name": name, "code": code, **depends_on})
+        key = self.key(name, depends_on, compute)
         for folder in (self.path, self.committed):
             for path in folder.glob(f"{name}-{key}.*") if folder else ():
                 try:
-                    result = _read(path)
+                    result = read_result(path)
                 except ValueError as error:
                     print(f"{error} Computing it again.", file=sys.stderr)
                 else:
@@ -150,7 +149,12 @@ class Store:
             path = write_text(self.path / f"{name}-{key}.csv", text)
         self._note(path)
         shutil.rmtree(self.runs(name, depends_on), ignore_errors=True)
-        return _read(path)  # what a later run will see, to the bit
+        return read_result(path)  # what a later run will see, to the bit
+
+    def key(self, name: str, depends_on: dict, compute: Callable) -> str:
+        """Return what tells this result from others of its name, in the name of its file."""
+        code = code_version(getattr(compute, "__module__", "__main__"))
+        return _key({"name": name, "code": code, **depends_on})
 
     def runs(self, name: str, depends_on: dict) -> Path:
         """Return the folder where ``compute`` may keep what it needs to go on after being killed.
@@ -232,7 +236,14 @@ def _key(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _read(path: Path) -> Spectra | pd.DataFrame:
+def read_result(path: Path) -> Spectra | pd.DataFrame:
+    """Read what a store keeps.
+
+    Raises
+    ------
+    ValueError
+        Where the file is damaged.
+    """
     if path.suffix == ".npz":
         return Spectra.load(path)
     first, _, text = path.read_text(encoding="utf-8", errors="replace").partition("\n")
