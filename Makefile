@@ -24,12 +24,14 @@ unexport JUPYTER_PATH
 unexport MPLBACKEND
 unexport PYTHONPATH
 
-.PHONY: help reproduce test lab notebooks results bench constraints clean
+.PHONY: help reproduce test lab figures site notebooks results bench constraints clean
 
 help:
 	@echo 'make reproduce    run every chapter, write build/index.html, print the claims (PRESET=smoke|laptop|paper, CORES=2, GPUS=1)'
 	@echo 'make test         lint, unit tests, and the notebooks against their committed outputs'
-	@echo 'make lab          open the notebooks in JupyterLab'
+	@echo 'make lab          open the notebooks in JupyterLab (LAB_ARGS="--no-browser --port 8890")'
+	@echo 'make figures      draw every figure again from committed results, into build/figures/'
+	@echo 'make site         write the pages of the companion, into build/site/'
 	@echo 'make clean        remove build/ with its results, and caches; .venv and committed results stay'
 	@echo 'for maintainers:'
 	@echo 'make results      copy the results of make reproduce into data/results/, to be committed (PRESET=...)'
@@ -57,10 +59,19 @@ test: $(READY)
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 3600 $(CHAPTERS) notebooks/00_claims.ipynb
 
 lab: $(READY)
-	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_claims.ipynb
+	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_claims.ipynb $(LAB_ARGS)
+
+figures: $(READY)
+	@$(BIN)/python -m blockspectra.redraw 'data/results/$(PRESET)' build/figures --workers '$(CORES)'
+
+# warnings are errors: a broken link is one
+site: $(READY)
+	@$(BIN)/python -m sphinx -W --keep-going -q -j auto -d build/site-cache docs build/site
+	@echo 'Site: build/site/index.html'
 
 results: $(READY)
 	@$(BIN)/python -m blockspectra.report --keep 'build/results/$(PRESET)' 'data/results/$(PRESET)'
+	@[ '$(PRESET)' != laptop ] || $(BIN)/python -m blockspectra.reference_numbers data/results/laptop
 
 # what make reproduce has computed at the laptop preset is found in its store
 notebooks: $(READY)
@@ -99,7 +110,7 @@ $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -m venv .venv
 	@$(call install_torch,.venv,-c constraints.txt)
 	@$(BIN)/python -m pip uninstall -q -y uv 2>/dev/null
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[data,notebooks,test]'
+	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[data,notebooks,site,test]'
 	@touch $@
 
 constraints:
@@ -107,7 +118,7 @@ constraints:
 	@rm -rf build/constraints && "$(PYTHON)" -m venv build/constraints
 	@$(call install_torch,build/constraints,)
 	@build/constraints/bin/python -m pip uninstall -q -y uv 2>/dev/null
-	@build/constraints/bin/python -m pip install -q '$(TORCH)' '.[data,notebooks,test]'
+	@build/constraints/bin/python -m pip install -q '$(TORCH)' '.[data,notebooks,site,test]'
 	@build/constraints/bin/python -m pip check
 	@{ grep '^#' constraints.txt; build/constraints/bin/python -m pip freeze --exclude blockspectra \
 	    | grep -v -E '^(nvidia|cuda|triton)' | sed 's/^\(torch==[^+]*\).*/\1/' | LC_ALL=C sort -f; } \

@@ -5,17 +5,40 @@ and a Gaussian start vector is Gaussian again. So the exact eigenvalues are all 
 and only the estimator's error is seen, not that of the products.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import wasserstein_distance
 
+from blockspectra.blocks import Block
 from blockspectra.distance import FLOOR, SIGMA, pairwise, signed_log
 from blockspectra.lanczos import Tridiagonal, gauss_quadrature, lanczos
+from blockspectra.problem import Problem
+from blockspectra.products import dense_hessian
 from blockspectra.slq import probe_vector
 from blockspectra.spectra import bin_mass
+
+
+def exact_eigenvalues(blocks: Mapping[str, tuple[Problem, Block]]) -> pd.DataFrame:
+    """All eigenvalues of block Hessians, by the dense matrix.
+
+    Parameters
+    ----------
+    blocks : mapping
+        Title → problem and block; memory grows with the square of the block's size.
+
+    Returns
+    -------
+    DataFrame
+        block (its title), eigenvalue (ascending in a block).
+    """
+    found = [
+        pd.DataFrame({"block": title, "eigenvalue": torch.linalg.eigvalsh(hessian).numpy()})
+        for title, hessian in ((t, dense_hessian(*where)) for t, where in blocks.items())
+    ]
+    return pd.concat(found, ignore_index=True)
 
 
 def run(
@@ -25,7 +48,7 @@ def run(
 
     Fewer steps are the beginning of more: see `quadrature`.
     """
-    values = torch.from_numpy(eigenvalues)
+    values = torch.tensor(eigenvalues)
     starts = (probe_vector(seed, "exact", k, len(values)) for k in range(probes))
     return [
         lanczos(lambda v: values * v, start, steps, reorthogonalize=reorthogonalize)

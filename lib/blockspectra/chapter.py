@@ -87,17 +87,8 @@ class Chapter:
 
     def figure(self, name: str, figure: Figure, data: pd.DataFrame, caption: str) -> None:
         """Keep a figure as PDF and PNG with the CSV and the caption beside it, and show it."""
-        folder = self.folder / "figures" / self.name
-        folder.mkdir(parents=True, exist_ok=True)
-        for suffix, settings in (
-            ("pdf", {"metadata": {"CreationDate": None}}),
-            ("png", {"dpi": 200}),
-        ):
-            figure.savefig(folder / f"{name}.{suffix}", bbox_inches="tight", **settings)
-        write_text(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g"))
-        write_text(folder / f"{name}.txt", caption + "\n")
-        files = [f"figures/{self.name}/{name}.{suffix}" for suffix in ("pdf", "png", "csv", "txt")]
-        self.wrote |= {f: digest(self.folder / f) for f in files}
+        files = save_figure(self.folder / "figures" / self.name / name, figure, data, caption)
+        self.wrote |= {f.relative_to(self.folder).as_posix(): digest(f) for f in files}
         plt.close(figure)  # or the notebook would show it a second time
         display(figure, Markdown(f"**{name.replace('_', ' ').capitalize()}.** {caption}"))
 
@@ -118,6 +109,7 @@ class Chapter:
             "parameters": self.parameters,
             "data": self.data,
             "results": self.store.used,
+            "products": self.store.products,
             "wrote": self.wrote,
             "wall_time_s": round(time.perf_counter() - self.started, 1),
             **environment(),
@@ -127,6 +119,35 @@ class Chapter:
         files, figures = len(self.store.used), sum(f.endswith(".pdf") for f in self.wrote)
         own = "" if self.folder == self.store.path else ", under own/: not the preset's parameters"
         return f"{self.name}: {files} results, {figures} figures, manifest written{own}"
+
+
+def save_figure(path: Path, figure: Figure, data: pd.DataFrame, caption: str) -> list[Path]:
+    """Write a figure as PDF and PNG, its data as CSV and its caption as text.
+
+    Parameters
+    ----------
+    path : Path
+        Of the files, without suffix.
+    figure : Figure
+        As wide as it says, to the bit: what is outside its width is cut off.
+    data : DataFrame
+        What it shows.
+    caption : str
+
+    Returns
+    -------
+    list of Path
+        The files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()  # lays it out, once for both files
+    figure.set_layout_engine("none")
+    files = [path.with_name(f"{path.name}.{kind}") for kind in ("pdf", "png", "csv", "txt")]
+    figure.savefig(files[0], metadata={"CreationDate": None})
+    figure.savefig(files[1], dpi=200)
+    write_text(files[2], data.to_csv(index=False, float_format="%.6g"))
+    write_text(files[3], caption + "\n")
+    return files
 
 
 def check_parameters(namespace: dict) -> dict:

@@ -10,8 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import patch
+
+import yaml
 
 from blockspectra import measure
+from blockspectra.cells import run_cells
 from blockspectra.results import Store, environment, write_text
 
 
@@ -39,28 +43,20 @@ def measure_one_model(notebook: Path, parameters: Path, model: str) -> Store:
     ValueError
         If none of the jobs is the model's, or the notebook has no call of `measure`.
     """
-    from papermill.iorw import load_notebook_node, read_yaml_file  # not in every worker: it is slow
-    from papermill.parameterize import parameterize_notebook
+    measure_all = measure.measure
 
     def measure_jobs_of_model(store: Store, wanted: Sequence[measure.Job], workers: int = 2):
         jobs = [job for job in wanted if job.title == model]
         if not jobs:
             titles = ", ".join(dict.fromkeys(job.title for job in wanted))
             raise ValueError(f"{notebook} measures nothing of {model} first, but {titles}.")
-        measure.measure(store, jobs, workers)
+        measure_all(store, jobs, workers)
         raise _Measured(store)
 
-    given = parameterize_notebook(
-        load_notebook_node(str(notebook)), read_yaml_file(str(parameters))
-    )
-    namespace = {"__name__": "__main__", "In": []}  # of these sources `Chapter` checks parameters
+    given = yaml.safe_load(parameters.read_text(encoding="utf-8"))
     try:
-        for cell in given.cells:
-            if cell.cell_type == "code":
-                namespace["In"].append(cell.source)
-                exec(compile(cell.source, f"<cell of {notebook}>", "exec"), namespace)
-                if "measure" in namespace:
-                    namespace["measure"] = measure_jobs_of_model
+        with patch.object(measure, "measure", measure_jobs_of_model):
+            run_cells(notebook, given)
     except _Measured as done:
         return done.args[0]
     raise ValueError(f"{notebook} never calls measure: it cannot be split by model.")

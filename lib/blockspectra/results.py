@@ -30,9 +30,9 @@ PACKAGE = Path(__file__).parent
 PRESETS = ("smoke", "laptop", "paper")
 # modules that change no stored number: they draw, compare and judge, or keep, count and share out
 READERS = {
-    *("__init__.py", "accuracy.py", "arrays.py", "benchmarks.py", "chapter.py", "claims.py"),
-    *("cost.py", "distance.py", "figures", "goals.py", "journal.py", "memory.py", "one_model.py"),
-    *("ranks.py", "report.py", "results.py", "smoothing.py"),
+    *("__init__.py", "arrays.py", "benchmarks.py", "cells.py", "chapter.py", "claims.py"),
+    *("cost.py", "distance.py", "figures", "goals.py", "journal.py", "memory.py"),
+    *("one_model.py", "ranks.py", "redraw.py", "report.py", "results.py", "smoothing.py"),
 }
 
 
@@ -114,6 +114,7 @@ class Store:
             repository() / "data" / "results" / preset if repository() and not own else None
         )
         self.used: dict[str, str] = {}  #: file → sha256 of every result read or written
+        self.products: dict[str, str] = {}  #: file of spectra → how products were taken, and why
 
     def get(
         self, name: str, depends_on: dict, compute: Callable[[], Spectra | pd.DataFrame]
@@ -130,16 +131,15 @@ class Store:
         compute : callable, () → Spectra or DataFrame
             Called only where nothing is found, or what is found is damaged (which is said).
         """
-        code = code_version(getattr(compute, "__module__", "__main__"))
-        key = _key({"name": name, "code": code, **depends_on})
+        key = self.key(name, depends_on, compute)
         for folder in (self.path, self.committed):
             for path in folder.glob(f"{name}-{key}.*") if folder else ():
                 try:
-                    result = _read(path)
+                    result = read_result(path)
                 except ValueError as error:
                     print(f"{error} Computing it again.", file=sys.stderr)
                 else:
-                    self._note(path)
+                    self._note(path, result)
                     return result
         result = compute()
         if isinstance(result, Spectra):
@@ -148,9 +148,14 @@ class Store:
             text = result.to_csv(index=False)
             text = f"# sha256 {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
             path = write_text(self.path / f"{name}-{key}.csv", text)
-        self._note(path)
+        self._note(path, result)
         shutil.rmtree(self.runs(name, depends_on), ignore_errors=True)
-        return _read(path)  # what a later run will see, to the bit
+        return read_result(path)  # what a later run will see, to the bit
+
+    def key(self, name: str, depends_on: dict, compute: Callable) -> str:
+        """Return what tells this result from others of its name, in the name of its file."""
+        code = code_version(getattr(compute, "__module__", "__main__"))
+        return _key({"name": name, "code": code, **depends_on})
 
     def runs(self, name: str, depends_on: dict) -> Path:
         """Return the folder where ``compute`` may keep what it needs to go on after being killed.
@@ -165,11 +170,14 @@ class Store:
         A computation that is killed goes on from them; nobody commits them.
         """
         steps = copy.copy(self)
-        steps.path, steps.committed, steps.used = self.path / name, None, {}
+        steps.path, steps.committed = self.path / name, None
+        steps.used, steps.products = {}, {}
         return steps
 
-    def _note(self, path: Path) -> None:
+    def _note(self, path: Path, result: Spectra | pd.DataFrame) -> None:
         self.used[path.name] = digest(path)
+        if isinstance(result, Spectra) and "products" in result.meta:
+            self.products[path.name] = result.meta["products"]
 
 
 def digest(path: Path) -> str:
@@ -232,7 +240,14 @@ def _key(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def _read(path: Path) -> Spectra | pd.DataFrame:
+def read_result(path: Path) -> Spectra | pd.DataFrame:
+    """Read what a store keeps.
+
+    Raises
+    ------
+    ValueError
+        Where the file is damaged.
+    """
     if path.suffix == ".npz":
         return Spectra.load(path)
     first, _, text = path.read_text(encoding="utf-8", errors="replace").partition("\n")

@@ -1,5 +1,6 @@
 """Figures of distances between spectra: heat-maps, and models under many measures."""
 
+import re
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -8,7 +9,7 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from blockspectra.figures.style import FAMILY, PAGE, decades, panels, short
+from blockspectra.figures.style import FAMILY, PAGE, decades, panels, short, typeset
 
 
 def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
@@ -28,7 +29,7 @@ def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Fig
         ax.set_yticks(ticks, [short(matrix.index[i]) for i in ticks], fontsize=4.5)
         ax.set_xticks([])
         mean = matrix.to_numpy()[np.triu_indices(len(matrix), 1)].mean()
-        ax.set_title(f"{model}: JS⁰ = {mean:.2g}")
+        ax.set_title(f"{model}\nJS⁰ = {mean:.2g}")
         ax.grid(False)
     one_row = len(matrices) <= columns
     shrink = 0.9 if one_row else 0.6
@@ -64,8 +65,18 @@ def heterogeneity_by_measure(table: pd.DataFrame) -> Figure:
         ax.set_yticks(range(len(models)), models if ax in axes[:, 0] else [])
         ax.set_ylim(len(models) - 0.5, -0.5)
         unit = part["unit"].dropna().iloc[0]
-        ax.set_title(measure)
+        ax.set_title(typeset(_title(measure)))
         ax.set_xlabel(unit, fontsize=7)
     for ax in axes.flat[len(measures) :]:
         ax.set_visible(False)
     return figure
+
+
+def _title(measure: str) -> str:
+    """Say in words which measure a short name such as ``js, raw`` stands for."""
+    words = {"js": "JS divergence", "sqrt": "JS distance", "w1": "Wasserstein-1"}
+    words |= {"sum": "un-normalised sum", "std log10": "spread of log₁₀"}
+    for name, word in words.items():
+        if re.match(rf"{name}\b", measure):
+            return word + measure.removeprefix(name)
+    return measure

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from blockspectra.distance import SIGMA, signed_log
-from blockspectra.figures.style import FAMILY, PAGE
+from blockspectra.figures.style import FAMILY, PAGE, typeset
 from blockspectra.likeness import FLOOR, View, normalised
 from blockspectra.spectra import Spectra
 
@@ -97,7 +97,7 @@ def full_spectra(
                 ax.set_title(stage)
         line[0].set_yscale("log")
         line[0].set_ylim(*limits)
-        line[0].set_ylabel("density")
+        line[0].set_ylabel("density per decade" if signed else "density per unit")
         line[len(stages) // 2].set_xlabel(label, x=0 if len(stages) % 2 == 0 else 0.5)
         if signed:
             ticks = np.array([-10, -1, 0, 1, 10])
@@ -173,7 +173,7 @@ def contrast_by_stage(table: pd.DataFrame) -> Figure:
                 fmt=style,
                 color=color,
                 ms=3.5,
-                label=quantity,
+                label=typeset(quantity),
             )
         ax.set_yscale("log")
         means = table.loc[table["view"] == view, "mean"]

@@ -15,7 +15,7 @@ from blockspectra.training import OPTIMIZERS
 HETEROGENEITY = {
     "js": ("JS⁰\n(nats)", "log"),
     "sum": ("JS⁰ as an un-\nnormalised sum", "log"),
-    "spread": ("spread of\nλ_max (decades)", "linear"),
+    "spread": ("spread of\nλ$_\\mathrm{max}$ (decades)", "linear"),
 }
 
 
@@ -31,9 +31,7 @@ def accuracy_against_knob(accuracies: pd.DataFrame, curvature: pd.DataFrame) -> 
     """
     rows = 1 + len(HETEROGENEITY)
     heights = (2, *[1] * (rows - 1))
-    figure, axes = plt.subplots(
-        rows, 1, figsize=(COLUMN * 1.3, 6.2), sharex=True, height_ratios=heights
-    )
+    figure, axes = plt.subplots(rows, 1, figsize=(COLUMN, 6.2), sharex=True, height_ratios=heights)
     _accuracy(axes[0], accuracies, "c")
     axes[0].set(ylabel="test accuracy (%)", xscale="log")
     for ax, (measure, (label, scale)) in zip(axes[1:], HETEROGENEITY.items(), strict=True):
@@ -65,7 +63,7 @@ def accuracy_against_spread(table: pd.DataFrame) -> Figure:
     """
     sides = list(dict.fromkeys(table["side"]))
     figure, axes = plt.subplots(
-        1, len(sides), figsize=(PAGE * 0.8, 2.3), sharex=True, sharey=True, squeeze=False
+        1, len(sides), figsize=(PAGE, 2.3), sharex=True, sharey=True, squeeze=False
     )
     for ax, side in zip(axes.flat, sides, strict=True):
         _accuracy(ax, table[table["side"] == side], "ratio")

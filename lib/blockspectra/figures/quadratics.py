@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from blockspectra.figures.style import COLUMN, PAGE, legend_above
+from blockspectra.figures.style import COLUMN, PAGE, legend_above, typeset
 
 _COLORBLIND = sns.color_palette("colorblind")
 METHOD = {  # name → (label, colour)
     "gd": ("GD", _COLORBLIND[7]),
     "momentum": ("GD with momentum", _COLORBLIND[4]),
     "frozen": ("Adam, β₁ = 0, β₂ = 1", _COLORBLIND[2]),
-    "adam": ("Adam, β = (0.9, 0.999)", _COLORBLIND[8]),
+    "adam": ("Adam, β = (0.9, 0.999)", "0.15"),
     "sign": ("sign descent", _COLORBLIND[5]),
 }
 
@@ -59,7 +59,7 @@ def steps_by_case(counts: pd.DataFrame, xlabel: str) -> Figure:
     xlabel : str
     """
     cases = list(dict.fromkeys(counts["case"]))
-    figure, ax = plt.subplots(figsize=(PAGE * 0.75, 0.55 + 0.42 * len(cases)))
+    figure, ax = plt.subplots(figsize=(PAGE, 0.55 + 0.42 * len(cases)))
     rng = np.random.default_rng(0)  # of the jitter
     for row, case in enumerate(cases):
         part = counts[counts["case"] == case]
@@ -102,7 +102,9 @@ def scatter(
     for ax, (column, (title, label)) in zip(axes.flat, panels.items(), strict=True):
         for (name, part), color in zip(table.groupby(hue, sort=False), _COLORBLIND, strict=False):
             ax.plot(part[x], part[column], ".", ms=3, mew=0, alpha=0.5, color=color, label=name)
-        ax.set(title=title, xlabel=xlabel, ylabel=label, xscale="log", yscale="log")
+        names = {"title": title, "xlabel": xlabel, "ylabel": label}
+        ax.set(**{key: typeset(name) for key, name in names.items()})
+        ax.set(xscale="log", yscale="log")
         _sparse(ax)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(
@@ -182,7 +184,7 @@ def ratio_distribution(table: pd.DataFrame, threshold: float, share: float) -> F
     threshold, share : float
         Those of the published statement, drawn as lines.
     """
-    figure, ax = plt.subplots(figsize=(COLUMN * 1.25, 2.5))
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.3))
     for (case, part), color in zip(table.groupby("case"), _COLORBLIND, strict=False):
         for power, style in ((1, "-"), (2, "--")):
             values = np.sort(part["ratio"].to_numpy() ** power)
@@ -191,7 +193,9 @@ def ratio_distribution(table: pd.DataFrame, threshold: float, share: float) -> F
             ax.plot(values, below, style, color=color, label=label)
     ax.axvline(threshold, color="0.4", linewidth=0.8, linestyle=":")
     ax.axhline(share, color="0.4", linewidth=0.8, linestyle=":")
-    ax.set(xscale="log", xlim=(1, 1e8), xlabel="value", ylabel="share of starts below it")
+    ax.set(
+        xscale="log", xlim=(1, 1e8), xlabel="value of r or r²", ylabel="share of starts below it"
+    )
     _sparse(ax)
     ax.legend(loc="lower right")
     return figure

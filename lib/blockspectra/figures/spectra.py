@@ -76,7 +76,7 @@ def spectrum_raster(densities: pd.DataFrame, model: str) -> Figure:
     """Spectra of one model, a row a block: density per decade as colour."""
     part = densities[densities["model"] == model]
     table = part.pivot_table(index="block", columns="position", values="density", sort=False)
-    figure, ax = plt.subplots(figsize=(PAGE * 0.62, 0.6 + 0.125 * len(table)))
+    figure, ax = plt.subplots(figsize=(PAGE * 2 / 3, 0.6 + 0.125 * len(table)))
     half = (table.columns[1] - table.columns[0]) / 2
     image = ax.imshow(
         np.log10(table.to_numpy().clip(1e-4)),

@@ -1,5 +1,6 @@
 """The companion's style, its axes, and plain curves."""
 
+import re
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
@@ -16,6 +17,14 @@ from blockspectra.distance import FLOOR, signed_log
 COLUMN, PAGE = 3.35, 7.0  # inches
 _COLORBLIND = sns.color_palette("colorblind")
 FAMILY = {"CNN": _COLORBLIND[0], "MLP-mixer": _COLORBLIND[1], "Transformer": _COLORBLIND[3]}
+MODEL = {  # shades of the family's colour; markers or dashes tell them apart too
+    "VGG": FAMILY["CNN"],
+    "ResNet": _COLORBLIND[9],
+    "MLP-mixer": FAMILY["MLP-mixer"],
+    "ViT": "#7a3500",
+    "BERT": "#f2996b",
+    "GPT": FAMILY["Transformer"],
+}
 STYLE = {
     "axes.grid": True,
     "axes.titlesize": 8,
@@ -68,6 +77,12 @@ def legend_above(figure: Figure, ax: Axes) -> None:
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
 
 
+def typeset(text: str) -> str:
+    """Set what follows an underscore or a caret, as in λ_max and 10^0.5, lower or higher."""
+    text = re.sub(r"(?<=[λκ])_(\w+)", r"$_\\mathrm{\1}$", text)
+    return re.sub(r"\^([\d.]+)", r"$^{\1}$", text)
+
+
 def short(name: str) -> str:
     """Shorten a block's name for an axis: tied names to the first, modules that say nothing out."""
     first = name.split("=")[0]
@@ -89,6 +104,8 @@ def lines(
 ) -> Figure:
     """Curves in panels side by side that share their x axis: seaborn lines, with bands if repeated.
 
+    Panels whose y axes have one label share that axis too. Models have the colours of `MODEL`.
+
     Parameters
     ----------
     table : DataFrame
@@ -104,9 +121,16 @@ def lines(
     markers : bool
         A dot at each point.
     """
+    hues = list(dict.fromkeys(table[hue]))
+    wide = len(panels) > 1 or len(hues) > 4
     figure, axes = plt.subplots(
-        1, len(panels), figsize=(PAGE if len(panels) > 1 else COLUMN * 1.2, 2.2), squeeze=False
+        *(1, len(panels)),
+        figsize=(PAGE if wide else COLUMN, 2.2),
+        sharex=True,
+        sharey=len({label for _, label in panels.values()}) == 1,
+        squeeze=False,
     )
+    of_models = all(name in MODEL for name in hues)
     for ax, (column, (title, label)) in zip(axes.flat, panels.items(), strict=True):
         part = table[[x, hue, column]].dropna()
         sns.lineplot(
@@ -114,9 +138,11 @@ def lines(
             x=x,
             y=column,
             hue=hue,
+            hue_order=[name for name in MODEL if name in hues] if of_models else None,
+            palette={name: MODEL[name] for name in hues} if of_models else None,
             style=hue,
             markers=markers,
-            dashes=False,
+            dashes=not markers,
             ms=4,
             ax=ax,
             errorbar=("pi", 80),
@@ -124,7 +150,7 @@ def lines(
             mew=0,
             legend=ax is axes.flat[0],
         )
-        ax.set(title=title, xlabel=xlabel, ylabel=label)
+        ax.set(title=typeset(title), xlabel=typeset(xlabel), ylabel=typeset(label))
         for axis, name in ((ax.xaxis, "x"), (ax.yaxis, "y")):
             if name in log:
                 getattr(ax, f"set_{name}scale")("log")
@@ -134,7 +160,9 @@ def lines(
             ax.axvline(guide, color="0.4", linewidth=0.8, linestyle=":")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     axes.flat[0].get_legend().remove()
-    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False)
+    labels = [typeset(label) for label in labels]
+    columns = 6 if wide else 2
+    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 

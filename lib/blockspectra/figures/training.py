@@ -108,7 +108,7 @@ def gap_against(table: pd.DataFrame, xlabel: str, on_par: float, clearly_worse: 
     on_par, clearly_worse : float
         Thresholds, drawn as lines.
     """
-    figure, ax = plt.subplots(figsize=(COLUMN * 1.25, 2.6))
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.6))
     for _, row in table.iterrows():
         ax.errorbar(
             row["value"],
