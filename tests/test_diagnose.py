@@ -283,6 +283,7 @@ def test_text_and_notebook_say_the_same(report):
         assert f"Advice: {report.advice.word}" in shown
         assert report.advice.reasons[0].split("'")[0] in shown
     assert "Net&lt;b&gt;&amp;" in report._repr_html_()
+    assert "not judged: fewer than 5 blocks" in report._repr_html_()
 
 
 def test_the_style_of_the_caller_stays(report):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from blockspectra.block_table import FEWEST, OUTLYING
 from blockspectra.results import write_text
 
 if TYPE_CHECKING:
@@ -95,14 +96,15 @@ def summary(diagnosis: Diagnosis) -> str:
     stands_out = "".join(
         f"<li><code>{escape(name)}</code>: {escape(why)}" for name, why in _outstanding(diagnosis)
     )
+    none = "none" if len(diagnosis.blocks) >= FEWEST else f"not judged: fewer than {FEWEST} blocks"
     notes = "".join(f"<p>{escape(note)}</p>" for note in diagnosis.notes)
     return (
         f"<p>{escape(diagnosis.name)}, {diagnosis.settings['parameters']:,} parameters: "
         f"{len(diagnosis.blocks)} blocks, JS⁰ = {value:.3g} ± {error:.1g} nats.</p>"
         f'<p class="word">Advice: {escape(diagnosis.advice.word)}</p>'
         f"{''.join(f'<p>{escape(reason)}</p>' for reason in diagnosis.advice.reasons)}"
-        f"<p>Blocks that stand out (robust z-score of 3.5 or more):</p>"
-        f"<ul>{stands_out or '<li>none'}</ul>{notes}"
+        f"<p>Blocks that stand out (robust z-score of {OUTLYING} or more):</p>"
+        f"<ul>{stands_out or f'<li>{none}'}</ul>{notes}"
     )
 
 
@@ -129,7 +131,7 @@ def page(diagnosis: Diagnosis) -> str:
 probes; then the norm of the gradient, the share of eigenvalues that are zero (below 10⁻⁶ of the
 model's largest), and the mean divergence from the other blocks, in nats. A block stands out where
 the robust z-score of its distance or of log₁₀ λ_max, 0.6745 (x − median) / median |x − median|, is
-3.5 or more; fewer than five blocks are not judged.</p>
+{OUTLYING} or more; fewer than {FEWEST} blocks are not judged.</p>
 {_table(blocks)}
 <h2>Heterogeneity under each distance</h2>
 <p>Mean over all pairs of blocks, with its standard error over probes (jackknife).</p>
