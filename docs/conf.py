@@ -25,9 +25,9 @@ default_role = "py:obj"
 nb_execution_mode = "off"  # pages show the committed outputs
 nb_merge_streams = True
 nb_render_markdown_format = "myst"
-myst_enable_extensions = ["dollarmath", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
-suppress_warnings = ["mystnb.unknown_mime_type"]
+suppress_warnings = ["ref.python"]  # a short name in a signature may be that of several classes
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
