@@ -66,7 +66,8 @@ figures: $(READY)
 
 # warnings are errors: a broken link is one
 site: $(READY)
-	@$(BIN)/python -m sphinx -W --keep-going -q -j auto -d build/site-cache docs build/site
+	@$(BIN)/python docs/pages.py build/site-source
+	@$(BIN)/python -m sphinx -E -W --keep-going -q -d build/site-cache build/site-source build/site
 	@echo 'Site: build/site/index.html'
 
 results: $(READY)

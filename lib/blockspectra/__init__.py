@@ -14,6 +14,8 @@ from blockspectra.problem import Problem, ProblemError, cross_entropy
 from blockspectra.slq import block_spectra, full_spectrum
 from blockspectra.spectra import Spectra
 
+__version__ = "0.1.0"
+
 __all__ = [
     "Block",
     "Diagnosis",
