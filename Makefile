@@ -72,6 +72,7 @@ site: $(READY)
 
 results: $(READY)
 	@$(BIN)/python -m blockspectra.report --keep 'build/results/$(PRESET)' 'data/results/$(PRESET)'
+	@[ '$(PRESET)' != laptop ] || $(BIN)/python -m blockspectra.reference_numbers data/results/laptop
 
 # what make reproduce has computed at the laptop preset is found in its store
 notebooks: $(READY)

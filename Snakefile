@@ -31,6 +31,8 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "09_pretrained_gpt2": ["04_block_spectra", "06_adam_vs_sgd"],
     "10_quadratics": ["04_block_spectra"],
     "11_theory": [],
+    "12_your_model": [],
+    "30_benchmarks": [],
 }
 # slots: these keep two processes busy nearly all the time, the others a core and a bit
 HEAVY = {"04_block_spectra": 2, "06_adam_vs_sgd": 2, "09_pretrained_gpt2": 2}
@@ -105,7 +107,8 @@ os.environ.pop("MPLBACKEND", None)  # figures inline
 
 PYTHON = sys.executable
 OTHERS = {"report.py", "one_model.py"}  # no chapter needs them
-LIBRARY = [p.as_posix() for p in sorted(Path("lib").rglob("*.py")) if p.name not in OTHERS]
+CODE = (p for p in sorted(Path("lib").rglob("*")) if p.suffix in (".py", ".csv"))
+LIBRARY = [p.as_posix() for p in CODE if p.name not in OTHERS]
 BENCHMARKS = [p.as_posix() for p in sorted(Path("tests/benchmarks/results").glob("*.json"))]
 NOTEBOOKS, RESULTS, LOGS = (f"build/{part}/{PRESET}" for part in ("notebooks", "results", "logs"))
 MADE = [f"{NOTEBOOKS}/{chapter}.{kind}" for chapter in CHAPTERS for kind in ("ipynb", "html")]

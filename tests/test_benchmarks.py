@@ -41,6 +41,25 @@ COLUMNS = {  # file → table → columns that are read
         | {"what", "numbers", "gradients", "exponent", "fixed_share", "r_squared", "note"},
         "memory": {"asked_MiB", "before_MiB", "peak_MiB", "seconds", "digest", "note"},
     },
+    "density": {
+        "ranges": {"range", "grid_step_per_sigma", "density_ms", "quadrature_ms"}
+        | {"loop_over_cells_s", "loop_as_released_s", "ratio_to_cells", "ratio_to_released"}
+        | {"ratio_to_released_with_quadrature", "difference_from_cells"}
+        | {"difference_from_released", "mass_as_released"},
+    },
+    "ranks": {
+        "rows": RATIO
+        | {"split", "seconds", "seconds_of_one_process", "same_bits", "largest_difference"},
+    },
+    "gpt2": {
+        "rows": {"case", "blocks", "parameters_in_blocks", "largest_block", "steps", "basis"}
+        | {"memory", "peak_GiB", "peak_as_share_of_budget", "gradient_seconds"}
+        | {"product_in_gradients", "step_in_gradients", "largest_orthogonality_loss", "products"},
+    },
+    "training": {
+        "sweep": RATIO
+        | {"inputs", "width", "runs", "one_by_one_ms_per_step", "together_ms_per_step"},
+    },
 }
 
 

@@ -1,8 +1,9 @@
 """Only this file sees a promise of cost that leaves out batches, probes, the basis or the graph."""
 
 import pytest
+import torch
 
-from blockspectra import partition
+from blockspectra import Problem, partition
 from blockspectra.blocks import whole
 from blockspectra.cost import Cost, estimate
 from blockspectra.products import GradientGraph
@@ -51,10 +52,17 @@ def test_memory_holds_the_basis_and_every_batch(problem):
 def test_graphs_that_do_not_fit_are_made_again_and_paid_for(problem, monkeypatch):
     blocks = partition(problem.model)
     plenty = estimate(problem, blocks, 10, 1, memory="100GiB")
-    monkeypatch.setattr("blockspectra.cost.in_use", lambda device: 0)
+    monkeypatch.setattr("blockspectra.cost.in_use", lambda device, trim=True: 0)
     scarce = estimate(problem, blocks, 10, 1, memory=1)
     assert scarce.products == plenty.products
     assert scarce.memory < plenty.memory
+
+
+def test_blocks_smaller_than_the_steps_that_lanczos_is_timed_with_have_a_cost_too():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1)).eval()
+    tiny = Problem(model, lambda model, x: model(x).square().mean(), [torch.ones(3, 2)])
+    cost = estimate(tiny, partition(model), steps=30, probes=2)
+    assert cost.products == 2 * (4 + 2)
 
 
 def test_it_reads_as_a_sentence():

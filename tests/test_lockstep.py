@@ -117,7 +117,7 @@ def test_runs_go_one_after_the_other_where_graphs_are_kept():
 
 
 def test_as_many_go_side_by_side_as_fit_and_the_others_follow(monkeypatch):
-    monkeypatch.setattr(lockstep, "in_use", lambda device: 1000)
+    monkeypatch.setattr(lockstep, "in_use", lambda device, trim=True: 1000)
     matrices = Matrices([50, 50, 50, 20, 20], nbytes=400)
     need = run_bytes(50, STEPS, torch.float64)
     beside = 1000 + (1 + SCRATCH) * 400
@@ -128,7 +128,7 @@ def test_as_many_go_side_by_side_as_fit_and_the_others_follow(monkeypatch):
 
 
 def test_probes_that_do_not_fit_together_are_taken_apart(monkeypatch):
-    monkeypatch.setattr(lockstep, "in_use", lambda device: 0)
+    monkeypatch.setattr(lockstep, "in_use", lambda device, trim=True: 0)
     matrices = Matrices([40], kept=True)
     units = [Unit(0, matrices.blocks[0], tuple(range(7)))]
     budget = 2 * run_bytes(40, STEPS, torch.float64)
@@ -139,7 +139,7 @@ def test_probes_that_do_not_fit_together_are_taken_apart(monkeypatch):
 
 
 def test_a_run_that_does_not_fit_by_itself_is_refused_in_one_sentence(monkeypatch):
-    monkeypatch.setattr(lockstep, "in_use", lambda device: 0)
+    monkeypatch.setattr(lockstep, "in_use", lambda device, trim=True: 0)
     matrices = Matrices([40])
     budget = run_bytes(40, STEPS, torch.float64) - 1
     with pytest.raises(OutOfMemory, match=r"5 Lanczos steps with Block\('0', 40 parameters\) take"):

@@ -7,6 +7,7 @@ as if it had been computed. Each test has a store of its own in a temporary fold
 import hashlib
 import json
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -229,6 +230,15 @@ def test_what_was_read_or_written_is_listed_with_its_digest():
     assert store.used == {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
     later.get("thing", {}, table)
     assert later.used == store.used
+
+
+def test_how_products_were_taken_is_listed_for_spectra_computed_or_found():
+    made = replace(spectra(), meta={"products": "one at a time (as asked)"})
+    for store in (Store("smoke"), Store("smoke")):
+        store.get("thing", {}, lambda: made)
+        store.get("other", {}, table)
+        (path,) = store.path.glob("*.npz")
+        assert store.products == {path.name: "one at a time (as asked)"}
 
 
 def test_writing_is_atomic_and_leaves_no_temporary(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Only this file sees a second derivative of GELU, softmax or LayerNorm that is not their own.
+"""Only this file sees a cheap second derivative that is not that of the function itself.
 
 Oracles: PyTorch's own double backward, and `gradgradcheck`'s finite differences.
 """
@@ -36,6 +36,16 @@ CASES = {
     "gelu": (F.gelu, [(3, 5)]),
     "softmax": (lambda x: x.softmax(-1), [(3, 4, 5)]),
     "softmax of another dimension": (lambda x: torch.softmax(x, dim=1), [(3, 4, 5)]),
+    "matrix products": (lambda a, b: a @ b, [(2, 3, 4, 5), (2, 3, 5, 2)]),
+    "matrix products of views": (
+        lambda a, b: torch.matmul(a.transpose(1, 2), b.mT),
+        [(2, 4, 3, 5), (2, 3, 2, 5)],
+    ),
+    "attention": (
+        lambda q, k, v: (q @ k.transpose(-2, -1)).softmax(-1).matmul(v),
+        [(2, 3, 4), (2, 5, 4), (2, 5, 2)],
+    ),
+    "functional softmax": (lambda x: F.softmax(x, dim=-1), [(3, 4, 5)]),
     "layer norm": (lambda x, w, b: F.layer_norm(x, (5,), w, b), [(3, 5), (5,), (5,)]),
     "layer norm without bias": (lambda x, w: F.layer_norm(x, (5,), w), [(2, 3, 5), (5,)]),
     "layer norm without weight": (lambda x: F.layer_norm(x, (5,)), [(3, 5)]),
@@ -91,6 +101,18 @@ def test_a_layer_norm_of_any_scale_bends_as_pytorch_says(seed, n, scale):
         torch.testing.assert_close(right, left, rtol=1e-8, atol=1e-9 * largest)
 
 
+def test_one_factor_of_a_matrix_product_alone_asked_for():
+    a, b = gaussian(2, 3, 4), gaussian(2, 4, 5, seed=1)
+    for wanted in ([a], [b]):
+        results = []
+        for context in (CheapTwice(), torch.enable_grad()):
+            with context:
+                loss = (a @ b).pow(3).sum()
+            gradient = torch.autograd.grad(loss, wanted, create_graph=True)
+            results.append(torch.autograd.grad(gradient, wanted, [g.detach() for g in gradient]))
+        torch.testing.assert_close(*results)
+
+
 def test_some_parameters_frozen_or_alone_asked_for():
     x, norm = gaussian(3, 5), nn.LayerNorm(5).double()
     norm.bias.requires_grad_(False)
@@ -112,7 +134,10 @@ def test_some_parameters_frozen_or_alone_asked_for():
         lambda x: torch.func.vmap(F.gelu)(x),
         lambda x: F.gelu(x.detach()),
         lambda x: torch.softmax(x, -1, torch.float32),
-        lambda x: F.softmax(x, dim=-1),
+        lambda x: F.softmax(x, -1, dtype=torch.float32),
+        lambda x: x @ x.mT,
+        lambda x: x[None] @ torch.ones(5, 2, dtype=x.dtype),
+        lambda x: x.expand(2, 3, 5) @ torch.ones(2, 5, 1, dtype=x.dtype),
     ],
 )
 def test_other_calls_are_left_as_they_are(function):
@@ -127,6 +152,7 @@ def test_several_vectors_at_once_by_vmap():
     x = gaussian(3, 5)
     with CheapTwice():
         y = F.gelu(F.layer_norm(x, (5,)))
+        y = y[None] @ y[None].mT
     gradient = torch.autograd.grad(y.sum(), x, create_graph=True)
     vectors = gaussian(4, 3, 5, seed=1).detach()
     together = torch.autograd.grad(gradient, x, vectors, is_grads_batched=True, retain_graph=True)
@@ -134,3 +160,23 @@ def test_several_vectors_at_once_by_vmap():
         torch.testing.assert_close(
             row, torch.autograd.grad(gradient, x, vector, retain_graph=True)[0]
         )
+
+
+def test_parameters_that_are_not_wanted_are_constants_and_change_no_bit():
+    x, norm = gaussian(3, 5), nn.LayerNorm(5).double()
+    with torch.no_grad():
+        norm.weight.normal_()
+    for wanted in ([], [norm.weight], [norm.weight, norm.bias]):
+        results = []
+        for context in (CheapTwice(wanted), CheapTwice()):
+            with context:
+                loss = norm(x).pow(3).sum()
+            inputs = [x, *wanted]
+            gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+            vectors = [torch.ones_like(g) for g in gradient]
+            results.append(torch.autograd.grad(gradient, inputs, vectors, retain_graph=True))
+            others = [p for p in norm.parameters() if all(p is not w for w in wanted)]
+            known = torch.autograd.grad(loss, [x, *others], allow_unused=True)[1:]
+            assert all((g is None) == (context.wanted is not None) for g in known)
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other)

@@ -8,6 +8,7 @@
 
 from blockspectra.blocks import Block, partition
 from blockspectra.cost import estimate
+from blockspectra.diagnose import Diagnosis, diagnose
 from blockspectra.distance import heterogeneity, js0, js_matrix
 from blockspectra.problem import Problem, ProblemError, cross_entropy
 from blockspectra.slq import block_spectra, full_spectrum
@@ -17,11 +18,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Block",
+    "Diagnosis",
     "Problem",
     "ProblemError",
     "Spectra",
     "block_spectra",
     "cross_entropy",
+    "diagnose",
     "estimate",
     "full_spectrum",
     "heterogeneity",

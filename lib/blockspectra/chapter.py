@@ -109,6 +109,7 @@ class Chapter:
             "parameters": self.parameters,
             "data": self.data,
             "results": self.store.used,
+            "products": self.store.products,
             "wrote": self.wrote,
             "wall_time_s": round(time.perf_counter() - self.started, 1),
             **environment(),

@@ -122,7 +122,8 @@ def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 2)
 
 def _lanczos_seconds(size: int, basis: torch.dtype | None, device: torch.device) -> float:
     """Seconds of Lanczos itself for each number in each row of the basis that a step touches."""
-    size, steps = min(size, SAMPLE), 8
+    steps = 8
+    size = max(steps, min(size, SAMPLE))  # a smaller space is exhausted before
     vectors = torch.randn(steps, size, dtype=torch.float32, device=device)
 
     def run() -> None:

@@ -62,7 +62,7 @@ def differentiate_again(
             allow_unused=True,
             is_grads_batched=batched,
         )
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, MemoryError) as error:
         raise explained(error) from error
     return [
         p.new_zeros(*lead, *p.shape) if h is None else h
@@ -122,4 +122,6 @@ def explained(error: Exception) -> ProblemError:
 def is_out_of_memory(error: Exception) -> bool:
     """Say whether an allocation failed, on a GPU or in the host's memory."""
     known = MemoryError | torch.OutOfMemoryError | OutOfMemory
-    return isinstance(error, known) or "not enough memory" in str(error)
+    # the CPU's allocator says it in words of its own on each system
+    said = ("DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory")
+    return isinstance(error, known) or any(words in str(error) for words in said)

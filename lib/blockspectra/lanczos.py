@@ -102,7 +102,7 @@ class Lanczos:
             if basis is not None
             else None
         )
-        self._keep()
+        self._keep(0, self.current)
 
     def absorb(self, product: Tensor) -> None:
         """Take one step with the operator's product with `current`, (…, d) of any float dtype.
@@ -130,17 +130,18 @@ class Lanczos:
         if self.reorthogonalize:
             self._project_out(residual)
         norm = residual.norm(dim=-1)
-        self.scale = torch.maximum(self.scale, torch.maximum(alpha.abs(), norm))
-        self.taken += self.alive
-        self.alive = self.alive & (norm > 10 * noise * self.scale)  # below: rounding error is left
-        self.alpha[..., j], self.beta[..., j] = alpha, torch.where(self.alive, norm, 0.0)
-        self.previous = self.current
+        scale = torch.maximum(self.scale, torch.maximum(alpha.abs(), norm))
+        alive = self.alive & (norm > 10 * noise * scale)  # below: rounding error is left
+        self.alpha[..., j], self.beta[..., j] = alpha, torch.where(alive, norm, 0.0)
         residual /= norm[..., None].clamp_min(1e-300)
-        self.current = residual if bool(self.alive.all()) else residual * self.alive[..., None]
-        self.step += 1
-        self.done = self.step == self.alpha.shape[-1] or not bool(self.alive.any())
-        if not self.done:
-            self._keep()
+        current = residual if bool(alive.all()) else residual * alive[..., None]
+        done = j + 1 == self.alpha.shape[-1] or not bool(alive.any())
+        if not done:
+            self._keep(j + 1, current)
+        # only now, so that a step during which memory runs out can be taken again
+        self.taken = self.taken + self.alive
+        self.scale, self.alive, self.done, self.step = scale, alive, done, j + 1
+        self.previous, self.current = self.current, current
 
     def result(self) -> Tridiagonal:
         """Return the coefficients of the steps taken so far."""
@@ -170,11 +171,11 @@ class Lanczos:
             self.basis[..., : self.step, :] = rows.view(self.basis.dtype).to(self.basis.device)
         self.done = self.step == self.alpha.shape[-1] or not bool(self.alive.any())
         if not self.done:
-            self._keep()
+            self._keep(self.step, self.current)
 
-    def _keep(self) -> None:
+    def _keep(self, step: int, vector: Tensor) -> None:
         if self.basis is not None:
-            self.basis[..., self.step, :] = self.current
+            self.basis[..., step, :] = vector
 
     def _project_out(self, residual: Tensor) -> None:
         """Subtract from ``residual``, in place, its projection on the basis so far."""

@@ -132,8 +132,10 @@ class Lockstep:
     def _chunk(self, waiting: deque[Unit]) -> list[tuple[Unit, torch.device | None]]:
         """Units to be run side by side now, and where their bases go if not beside the model."""
         device = waiting[0].block.parameters[0].device
-        room = self.budget - in_use(device)
-        room -= self.hessians.nbytes * (SCRATCH + (not self.hessians.kept))
+        rest = self.hessians.nbytes * (SCRATCH + (not self.hessians.kept))
+        room = self.budget - rest - in_use(device, trim=False)
+        if not self.hessians.kept or self._need(waiting[0], self.basis) > room:
+            room = self.budget - rest - in_use(device)
         hosts, needs = [], []
         for unit in waiting:
             away = device.type == "cuda" and self._need(unit, self.basis) > room * len(unit.probes)

@@ -51,10 +51,14 @@ class GradientGraph:
 
     def __init__(self, problem: Problem, batch: Any, parameters: Sequence[torch.nn.Parameter]):
         try:
-            with CheapTwice():
+            with CheapTwice(parameters):
                 value = problem.value(batch)
-            gradient = torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
-        except (RuntimeError, NotImplementedError) as error:
+            gradient = (
+                torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
+                if value.requires_grad
+                else [None] * len(parameters)  # the loss does not depend on them
+            )
+        except (RuntimeError, NotImplementedError, MemoryError) as error:
             if is_out_of_memory(error):
                 raise explained(error) from error
             raise
@@ -138,7 +142,14 @@ class BlockHessians:
             )
         fits = budget is None or self.nbytes * (len(self.batches) + SCRATCH) <= budget
         self.kept = bool(self.ranks.least(fits))  # what is multiplied together depends on it
-        self.graphs = [*graphs, *map(self._graph, others)] if self.kept else []
+        self.graphs = graphs if self.kept else []
+        try:
+            self.graphs += map(self._graph, others if self.kept else [])
+        except OutOfMemory:
+            if self.ranks.parts > 1:
+                raise  # the others keep theirs
+            del graphs
+            self.drop()
 
     def products(self, wanted: Sequence[tuple[Block, Tensor]]) -> list[Tensor]:
         """Blocks of the Hessian times vectors, each batch's graph used for all of them in turn.

@@ -30,9 +30,9 @@ PACKAGE = Path(__file__).parent
 PRESETS = ("smoke", "laptop", "paper")
 # modules that change no stored number: they draw, compare and judge, or keep, count and share out
 READERS = {
-    *("__init__.py", "arrays.py", "cells.py", "chapter.py", "claims.py", "cost.py"),
-    *("distance.py", "figures", "journal.py", "memory.py", "one_model.py"),
-    *("ranks.py", "redraw.py", "report.py", "results.py", "smoothing.py"),
+    *("__init__.py", "arrays.py", "benchmarks.py", "cells.py", "chapter.py", "claims.py"),
+    *("cost.py", "distance.py", "figures", "goals.py", "journal.py", "memory.py"),
+    *("one_model.py", "ranks.py", "redraw.py", "report.py", "results.py", "smoothing.py"),
 }
 
 
@@ -114,6 +114,7 @@ class Store:
             repository() / "data" / "results" / preset if repository() and not own else None
         )
         self.used: dict[str, str] = {}  #: file → sha256 of every result read or written
+        self.products: dict[str, str] = {}  #: file of spectra → how products were taken, and why
 
     def get(
         self, name: str, depends_on: dict, compute: Callable[[], Spectra | pd.DataFrame]
@@ -138,7 +139,7 @@ class Store:
                 except ValueError as error:
                     print(f"{error} Computing it again.", file=sys.stderr)
                 else:
-                    self._note(path)
+                    self._note(path, result)
                     return result
         result = compute()
         if isinstance(result, Spectra):
@@ -147,7 +148,7 @@ class Store:
             text = result.to_csv(index=False)
             text = f"# sha256 {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
             path = write_text(self.path / f"{name}-{key}.csv", text)
-        self._note(path)
+        self._note(path, result)
         shutil.rmtree(self.runs(name, depends_on), ignore_errors=True)
         return read_result(path)  # what a later run will see, to the bit
 
@@ -169,11 +170,14 @@ class Store:
         A computation that is killed goes on from them; nobody commits them.
         """
         steps = copy.copy(self)
-        steps.path, steps.committed, steps.used = self.path / name, None, {}
+        steps.path, steps.committed = self.path / name, None
+        steps.used, steps.products = {}, {}
         return steps
 
-    def _note(self, path: Path) -> None:
+    def _note(self, path: Path, result: Spectra | pd.DataFrame) -> None:
         self.used[path.name] = digest(path)
+        if isinstance(result, Spectra) and "products" in result.meta:
+            self.products[path.name] = result.meta["products"]
 
 
 def digest(path: Path) -> str:

@@ -1,4 +1,4 @@
-r"""GELU, softmax and LayerNorm whose second derivatives cost little.
+r"""GELU, softmax, LayerNorm and batched matrix products whose second derivatives cost little.
 
 PyTorch differentiates the gradients of these by formulas made of ten to forty elementwise
 operations, many of which do not depend on the vector that a Hessian is multiplied by. Here what
@@ -14,15 +14,19 @@ For LayerNorm, with :math:`\hat x = (x - μ)r`, :math:`\hat g = g w` and the pro
 :math:`P = I - \frac1n 11^\top - \frac1n\hat x\hat x^\top`, the gradient :math:`rP\hat g` along
 :math:`v` has the derivative :math:`w\,rPv` in :math:`g` and, in :math:`x`,
 
-.. math:: -\frac{r}{n}\Big(r\,\hat x\,v^\top P\hat g
-          + rP\big((\hat g^\top\hat x)\,v + (\hat x^\top v)\,\hat g\big)\Big).
+.. math:: -\frac{r}{n}\Big((v^\top d)\,\hat x + (\hat g^\top\hat x)\,rPv + (\hat x^\top v)\,d\Big),
+    \qquad d = rP\hat g.
+
+For products of many matrices at once, :math:`ab`, as in attention, copies of views that are not
+contiguous are made once, and both parts of the derivative in :math:`g` are summed as they arise.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
@@ -33,11 +37,20 @@ layer_norm_backward = torch.ops.aten.native_layer_norm_backward
 
 
 class CheapTwice(TorchFunctionMode):
-    """Inside this context these three functions can be differentiated cheaply again.
+    """Inside this context these functions can be differentiated cheaply again.
 
     Not more than twice, which is why it is for making a `GradientGraph` alone. Calls of them in
     other dtypes, under autocast or inside ``torch.func``, are left as they are.
+
+    Parameters
+    ----------
+    wanted : iterable of torch.nn.Parameter, optional
+        Those that will be differentiated in: to these functions, others are constants. All if None.
     """
+
+    def __init__(self, wanted: Iterable[nn.Parameter] | None = None):
+        super().__init__()
+        self.wanted = None if wanted is None else {id(p) for p in wanted}
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """See `torch.overrides.TorchFunctionMode`."""
@@ -46,8 +59,13 @@ class CheapTwice(TorchFunctionMode):
             ours, arguments = OURS[func]
             given = arguments(*args, **kwargs)
             if given is not None and _fits(given[0]):
-                return ours.apply(*given)
+                return ours.apply(*map(self._constant, given))
         return func(*args, **kwargs)
+
+    def _constant(self, given):
+        """Cut a parameter off that is not wanted."""
+        known = not isinstance(given, nn.Parameter) or self.wanted is None
+        return given if known or id(given) in self.wanted else given.detach()
 
 
 def _fits(x: Tensor) -> bool:
@@ -59,15 +77,13 @@ def _fits(x: Tensor) -> bool:
 class _Gelu(Function):
     @staticmethod
     def forward(ctx, x):
-        ctx.slope = gelu_backward(torch.ones_like(x), x)  # no output: safe to keep here
-        ctx.save_for_backward(x)
+        ctx.save_for_backward(x, gelu_backward(torch.ones_like(x), x))
         return F.gelu(x)
 
     @staticmethod
     def backward(ctx, g):
-        if torch.is_grad_enabled():
-            return _GeluGradient.apply(g, *ctx.saved_tensors, ctx.slope)
-        return g * ctx.slope  # in a product
+        x, slope = ctx.saved_tensors
+        return _GeluGradient.apply(g, x, slope) if torch.is_grad_enabled() else g * slope
 
 
 class _GeluGradient(Function):
@@ -115,6 +131,49 @@ class _SoftmaxGradient(Function):
         return (v - along).mul_(y), (v * centred).addcmul_(g, along, value=-1), None
 
 
+def _flat(*matrices):
+    """Matrices with one dimension in front, as `torch.bmm` wants them; copies where need be."""
+    return [None if x is None else x.reshape(-1, *x.shape[-2:]) for x in matrices]
+
+
+class _Matmul(Function):
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save_for_backward(a, b, *_flat(a, b))
+        return a @ b
+
+    @staticmethod
+    def backward(ctx, g):
+        *inputs, a, b = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            return _MatmulGradient.apply(g, *inputs, a, b)
+        (g,) = _flat(g)  # in a product
+        return (g @ b.mT).view_as(inputs[0]), (a.mT @ g).view_as(inputs[1])
+
+
+class _MatmulGradient(Function):
+    @staticmethod
+    def forward(ctx, g, a, b, a_flat, b_flat):
+        ctx.shapes = g.shape, a.shape, b.shape
+        ctx.set_materialize_grads(False)
+        (g,) = _flat(g)
+        ctx.save_for_backward(g, a_flat, b_flat)
+        return (g @ b_flat.mT).view_as(a), (a_flat.mT @ g).view_as(b)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, va, vb):
+        (g, a, b), (va, vb), to_g = ctx.saved_tensors, _flat(va, vb), None
+        if va is not None:
+            to_g = va @ b
+        if vb is not None:
+            to_g = a @ vb if to_g is None else to_g.baddbmm(a, vb)
+        to_a = None if vb is None else g @ vb.mT
+        to_b = None if va is None else va.mT @ g
+        found = zip((to_g, to_a, to_b), ctx.shapes, strict=True)
+        return *(None if x is None else x.view(shape) for x, shape in found), None, None
+
+
 class _LayerNorm(Function):
     @staticmethod
     def forward(ctx, x, shape, w, b, eps):
@@ -138,32 +197,34 @@ class _LayerNormGradient(Function):
     @staticmethod
     def forward(ctx, g, x, w, b, mean, rstd, shape):
         wanted = [True, w is not None, b is not None]
+        first = layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
         normal, scaled = (x - mean) * rstd, g if w is None else g * w
         ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
         ctx.set_materialize_grads(False)
-        along = (scaled * normal).sum(ctx.dims, keepdim=True)
-        centre = scaled.mean(ctx.dims, keepdim=True)
-        ctx.save_for_backward(g, x, w, mean, rstd, normal, scaled, along, centre)
-        return layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
+        factor = rstd / -math.prod(shape)
+        along = (scaled * normal).sum(ctx.dims, keepdim=True) * factor
+        ctx.save_for_backward(g, x, w, mean, rstd, normal, first[0], along, factor)
+        return first
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v, vw, vb):
-        g, x, w, mean, rstd, normal, scaled, along, centre = ctx.saved_tensors
-        n, over = math.prod(ctx.shape), {"dim": ctx.dims, "keepdim": True}
+        g, x, w, mean, rstd, normal, first, along, factor = ctx.saved_tensors
 
         def project(u):  # rPu
             only = [True, False, False]
             return layer_norm_backward(u, x, ctx.shape, mean, rstd, None, None, only)[0]
 
+        def inner(a, b):
+            return (a * b).sum(ctx.dims, keepdim=True)
+
         to_g = to_x = to_w = 0.0
         if v is not None:
-            projected, inner = project(v), (v * normal).sum(**over)
+            projected = project(v)
             to_g = projected if w is None else projected * w
-            form = (v * scaled).sum(**over) - centre * v.sum(**over) - along * inner / n
-            bent = torch.addcmul(along * v, inner, scaled)
-            to_x = torch.addcmul(project(bent), normal, rstd * form).mul_(-rstd / n)
-            if w is not None:
+            to_x = (projected * along).addcmul_(first, inner(v, normal).mul_(factor))
+            to_x.addcmul_(normal, inner(v, first).mul_(factor))
+            if ctx.needs_input_grad[2]:
                 to_w = (g * projected).sum(tuple(range(v.ndim - len(ctx.shape))))
         if vw is not None:
             to_g, to_x = to_g + vw * normal, to_x + project(g * vw)
@@ -184,8 +245,18 @@ def _gelu_arguments(input, approximate="none"):
     return (input,) if approximate == "none" else None
 
 
+def _matmul_arguments(input, other):
+    """Products of many matrices at once, as in attention; those of vectors and one are cheap."""
+    many = input.ndim == other.ndim >= 3 and input.shape[:-2] == other.shape[:-2]
+    return (input, other) if many and input.dtype == other.dtype and other.requires_grad else None
+
+
 def _softmax_arguments(input, dim, dtype=None):
     return (input, dim) if type(dim) is int and dtype is None else None
+
+
+def _functional_softmax_arguments(input, dim=None, _stacklevel=3, dtype=None):
+    return _softmax_arguments(input, dim, dtype)
 
 
 def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1e-5):
@@ -194,6 +265,10 @@ def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1
 
 OURS = {
     F.gelu: (_Gelu, _gelu_arguments),
+    torch.matmul: (_Matmul, _matmul_arguments),
+    Tensor.matmul: (_Matmul, _matmul_arguments),
+    Tensor.__matmul__: (_Matmul, _matmul_arguments),
+    F.softmax: (_Softmax, _functional_softmax_arguments),
     torch.softmax: (_Softmax, _softmax_arguments),
     Tensor.softmax: (_Softmax, _softmax_arguments),
     F.layer_norm: (_LayerNorm, _layer_norm_arguments),

@@ -23,7 +23,7 @@ from blockspectra.datasets import batches, photographs
 from blockspectra.models.mixer import Mixer, MixerConfig
 from blockspectra.products import dense_hessian
 
-SEEDS, REPEATS = 3, 3
+SEEDS, REPEATS = 2, 3
 STEPS, PROBES = (10, 20, 30, 40, 60, 80, 100, 125, 150), (1, 2, 3, 4, 5, 6)
 
 
@@ -165,7 +165,7 @@ def compared(case: Case, place: bench.Place, quick: bool) -> tuple[list[dict], l
         "released, one probe": lambda: released.quadrature(problem, blocks, steps, 1),
         **{name: lambda way=way: way.spectra(case) for name, way in ways.items()},
     }
-    times = bench.rounds(cases, repeats, place)
+    times = bench.rounds(cases, repeats, place, warm=False)  # all have run already
     times.seconds["released"] = [probes * s for s in times.seconds["released, one probe"]]
     rows, blockwise = [], []
     for name, each in errors.items():

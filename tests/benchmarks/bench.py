@@ -6,6 +6,8 @@ compared by their medians. No test looks at a time.
 
 import argparse
 import json
+import platform
+import re
 import statistics
 import time
 from collections.abc import Callable
@@ -146,11 +148,19 @@ def relative(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
+def processor() -> str:
+    """Name the processor's model, as far as the system tells."""
+    about = Path("/proc/cpuinfo")
+    found = re.search(r"model name\s*:\s*(.*)", about.read_text()) if about.exists() else None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
 def run(name: str, measure: Callable[[bool], dict], doc: str) -> None:
     """Measure and write ``<name>.json``; ``--quick`` only shows that it runs."""
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes: numbers mean nothing")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the JSON")
     wanted = parser.parse_args()
-    content = {**measure(wanted.quick), "environment": environment()}
+    content = measure(wanted.quick)
+    content["environment"] = {**environment(), "processor": processor()}
     print(write_text(wanted.out / f"{name}.json", json.dumps(content, indent=1) + "\n"))

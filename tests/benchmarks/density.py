@@ -1,24 +1,22 @@
 """Cost of a smoothed density on a fine grid, as a ratio to a loop over the points of the grid.
 
-``make bench`` runs this and keeps the numbers, with the environment, in ``results/density.json``.
 Two loops, both over grid points and probes with a sum over nodes in each: one of what the library
 computes, the mean of the Gaussians over the cell around a point, to which it must agree; and one of
-the Gaussians' values at the point, as in the code released with the paper.
+the Gaussians' values at the point, as in the code released with the paper. ``make bench`` keeps the
+numbers in ``results/density.json``.
 """
 
-import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import bench
 import numpy as np
 import torch
 from scipy.special import ndtr
 
 from blockspectra import Spectra
 from blockspectra.lanczos import lanczos
-from blockspectra.results import environment, write_text
 
 POINTS, PROBES, STEPS, SIGMA, REPEATS, SIZE = 50_000, 10, 100, 1e-5**0.5, 5, 2000
 RANGES = ((-1, 40), (-5, 200))  # of the grid; the spectrum's own scale follows
@@ -74,16 +72,16 @@ def timed(call: Callable[[], np.ndarray], repeats: int = 1) -> tuple[np.ndarray,
     return result, statistics.median(times)
 
 
-def main() -> None:
-    """Measure all ranges and write them."""
-    torch.set_num_threads(1)
-    rows = []
+def measure(quick: bool) -> dict:
+    """Rows by range of the grid, on one thread."""
+    bench.ONE.enter()
+    points, repeats, rows = (500, 1, []) if quick else (POINTS, REPEATS, [])
     for low, high in RANGES:
         spectra = measured(low, high)
         _, quadrature = timed(lambda spectra=spectra: spectra.quadrature[0])
-        grid = np.linspace(low, high, POINTS)
+        grid = np.linspace(low, high, points)
         spectra.density(grid, SIGMA)  # warms up
-        ours, seconds = timed(lambda s=spectra, g=grid: s.density(g, SIGMA)[0], REPEATS)
+        ours, seconds = timed(lambda s=spectra, g=grid: s.density(g, SIGMA)[0], repeats)
         exact, looped = timed(lambda s=spectra, g=grid: cells(s, g))
         sampled, released = timed(lambda s=spectra, g=grid: values(s, g))
         error = float(np.abs(ours - exact).max() / exact.max())
@@ -92,7 +90,7 @@ def main() -> None:
         rows.append(
             {
                 "range": [low, high],
-                "grid_step_per_sigma": round((high - low) / (POINTS - 1) / SIGMA, 3),
+                "grid_step_per_sigma": round((high - low) / (points - 1) / SIGMA, 3),
                 "density_ms": round(1e3 * seconds, 3),
                 "quadrature_ms": round(1e3 * quadrature, 1),
                 "loop_over_cells_s": round(looped, 2),
@@ -108,11 +106,9 @@ def main() -> None:
             }
         )
         print(rows[-1])
-    path = Path(__file__).parent / "results" / "density.json"
-    content = {"points": POINTS, "probes": PROBES, "steps": STEPS, "sigma": SIGMA}
-    content |= {"repeats": REPEATS, "ranges": rows, "environment": environment()}
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    settings = {"points": points, "probes": PROBES, "steps": STEPS, "sigma": SIGMA}
+    return {**settings, "repeats": repeats, "ranges": rows}
 
 
 if __name__ == "__main__":
-    main()
+    bench.run("density", measure, __doc__)

@@ -1,63 +1,58 @@
 """Cost of training many small models together, as a ratio to one after the other.
 
-``make bench`` runs this and keeps the numbers, with the environment, in ``results/training.json``.
-Both ways are timed in turn in one process and compared by their medians; no test looks at them.
+A sweep over learning rates of a four-layer MLP on MNIST is timed in both ways in turn, in one
+process, on one thread. ``make bench`` keeps the numbers in ``results/training.json``.
 """
 
-import json
-import statistics
-import time
-from pathlib import Path
-
+import bench
 import torch
 
 from blockspectra.datasets import mnist, stream
 from blockspectra.models.mlp import MLP, MLPConfig
 from blockspectra.problem import cross_entropy
-from blockspectra.results import environment, write_text
 from blockspectra.training import OPTIMIZERS, train
 
-STEPS, REPEATS, BATCH = 40, 5, 64
+STEPS, REPEATS, BATCH = 40, 3, 64
+SIZES = ((14, 32), (14, 64), (28, 64), (28, 128))  # side of the images, width of the layers
+RUNS = (7, 21)
 
 
-def seconds(side: int, width: int, runs: int, together: bool) -> float:
-    """Time one sweep over ``runs`` learning rates of a four-layer MLP on MNIST."""
+def sweep(side: int, width: int, runs: int, steps: int, together: bool) -> None:
+    """Train with ``runs`` learning rates."""
     torch.manual_seed(0)
     models = [MLP(MLPConfig((side * side, width, width, width, 10))) for _ in range(runs)]
     data = mnist(size=side)
     batches = [stream(data, BATCH, seed) for seed in range(runs)]
     rates = [1e-3] * runs
-    start = time.perf_counter()
-    train(models, cross_entropy, batches, OPTIMIZERS["adam"], rates, steps=STEPS, together=together)
-    return time.perf_counter() - start
+    train(models, cross_entropy, batches, OPTIMIZERS["adam"], rates, steps=steps, together=together)
 
 
-def main() -> None:
-    """Measure all cases and write them."""
-    torch.set_num_threads(1)
-    rows = []
-    for side, width in ((14, 32), (14, 64), (28, 64), (28, 128)):
-        for runs in (7, 21):
-            times = [
-                (seconds(side, width, runs, False), seconds(side, width, runs, True))
-                for _ in range(REPEATS + 1)
-            ][1:]  # the first warms up
-            apart, together = (statistics.median(column) for column in zip(*times, strict=True))
+def measure(quick: bool) -> dict:
+    """Rows by size and number of runs."""
+    bench.ONE.enter()
+    steps, repeats, rows = (2, 1, []) if quick else (STEPS, REPEATS, [])
+    for side, width in SIZES[: 1 if quick else None]:
+        for runs in RUNS:
+            ways = {"one by one": False, "together": True}
+            cases = {
+                way: lambda s=side, w=width, n=runs, t=together: sweep(s, w, n, steps, t)
+                for way, together in ways.items()
+            }
+            times = bench.rounds(cases, repeats, bench.ONE)
+            each = {way: 1e3 * times.median(way) / runs / steps for way in ways}
             rows.append(
                 {
                     "inputs": side * side,
                     "width": width,
                     "runs": runs,
-                    "one_by_one_ms_per_step": round(1e3 * apart / runs / STEPS, 3),
-                    "together_ms_per_step": round(1e3 * together / runs / STEPS, 3),
-                    "ratio": round(apart / together, 2),
+                    "one_by_one_ms_per_step": round(each["one by one"], 3),
+                    "together_ms_per_step": round(each["together"], 3),
+                    **times.ratio("one by one", "together"),
                 }
             )
             print(rows[-1])
-    path = Path(__file__).parent / "results" / "training.json"
-    content = {"batch": BATCH, "repeats": REPEATS, "sweep": rows, "environment": environment()}
-    write_text(path, json.dumps(content, indent=1) + "\n")
+    return {"batch": BATCH, "steps": steps, "repeats": repeats, "sweep": rows}
 
 
 if __name__ == "__main__":
-    main()
+    bench.run("training", measure, __doc__)

@@ -5,18 +5,19 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from blockspectra.figures.style import COLUMN, PAGE, panels
+from blockspectra.figures.style import COLUMN, PAGE, panels, plain_ticks
 
 
 def cost_ratios(
     table: pd.DataFrame, *, label: str, value: str, xlabel: str, goal: float | None = None
 ) -> Figure:
-    """Horizontal bars of medians, one colour a number of threads, with whiskers to the extremes.
+    """Horizontal bars of medians, one colour a place, with whiskers to the extremes.
 
     Parameters
     ----------
     table : DataFrame
-        Columns ``label``, ``value``, ``low``, ``high`` and ``threads``; rows in the order wanted.
+        Columns ``label``, ``value``, ``low``, ``high`` and place (``1 thread``, …); rows in the
+        order wanted.
     label, value : str
         Columns: what a bar is called, and its length.
     xlabel : str
@@ -30,13 +31,12 @@ def cost_ratios(
     """
     names = list(dict.fromkeys(table[label]))
     figure, (ax,) = panels(1, 1, 0.6 + 0.24 * len(names), width=PAGE * 0.8)
-    threads = sorted(table["threads"].unique())
-    colors, width = sns.color_palette("colorblind"), 0.8 / len(threads)
-    for i, (count, part) in enumerate(table.groupby("threads", sort=True)):
-        y = [names.index(name) + (i - (len(threads) - 1) / 2) * width for name in part[label]]
+    colors, places = sns.color_palette("colorblind"), table["place"].nunique()
+    width = 0.8 / places
+    for i, (place, part) in enumerate(table.groupby("place", sort=False)):
+        y = [names.index(name) + (i - (places - 1) / 2) * width for name in part[label]]
         reach = np.clip([part[value] - part["low"], part["high"] - part[value]], 0, None)
-        title = f"{count} thread{'s' if count > 1 else ''}"
-        bars = {"color": colors[i], "label": title, "error_kw": {"lw": 0.8, "ecolor": "0.3"}}
+        bars = {"color": colors[i], "label": place, "error_kw": {"lw": 0.8, "ecolor": "0.3"}}
         ax.barh(y, part[value], width * 0.9, xerr=reach, **bars)
     if goal is not None:
         ax.axvline(goal, color="0.2", linewidth=0.9, linestyle="--", label=f"goal {goal:g}")
@@ -54,7 +54,7 @@ def cost_growth(table: pd.DataFrame) -> Figure:
     Parameters
     ----------
     table : DataFrame
-        Columns what, number, gradients (cost) and threads.
+        Columns what, number, gradients (cost) and place (``1 thread``, …).
 
     Returns
     -------
@@ -62,20 +62,20 @@ def cost_growth(table: pd.DataFrame) -> Figure:
         A panel for each ``what``; both axes logarithmic.
     """
     kinds = list(dict.fromkeys(table["what"]))
-    figure, axes = panels(len(kinds), 4, 2.0)
+    figure, axes = panels(len(kinds), 4, 2.0, sharey=True)
     for ax, kind in zip(axes, kinds, strict=True):
         part = table[table["what"] == kind]
-        for i, (count, one) in enumerate(part.groupby("threads", sort=True)):
+        for i, (place, one) in enumerate(part.groupby("place", sort=False)):
             color = sns.color_palette("colorblind")[i]
-            title = f"{count} thread{'s' if count > 1 else ''}"
-            ax.plot(one["number"], one["gradients"], "o-", ms=3, color=color, label=title)
-        last = part[part["threads"] == part["threads"].min()].iloc[-1]
+            ax.plot(one["number"], one["gradients"], "o-", ms=3, color=color, label=place)
+        last = part[part["place"] == part["place"].iloc[0]].iloc[-1]
         numbers = np.array(sorted(part["number"].unique()))
         straight = last["gradients"] * numbers / last["number"]
         ax.plot(numbers, straight, color="0.4", lw=0.8, ls=":", label="in proportion")
         ax.set(xscale="log", yscale="log", xlabel=kind, title=f"number of {kind}")
         ax.set_xticks(numbers, [f"{n:g}" for n in numbers])
         ax.minorticks_off()
+    plain_ticks(axes[0].yaxis, 8)  # of one decade, a power of ten alone would be labelled
     axes[0].set_ylabel("cost (gradients)")
     axes[0].legend(frameon=True)
     return figure
@@ -97,7 +97,7 @@ def peak_memory(table: pd.DataFrame) -> Figure:
     ax.plot(part["asked_MiB"], part["peak_MiB"], "o", ms=4, label="measured")
     ax.set(xlabel="memory asked for (MiB)", ylabel="peak of the process (MiB)")
     ax.set(xscale="log", yscale="log")
-    ax.set_xticks(part["asked_MiB"], [f"{x:g}" for x in part["asked_MiB"]])
+    ax.set_xticks(part["asked_MiB"], [f"{x:g}" for x in part["asked_MiB"]], rotation=45)
     ax.set_yticks(part["asked_MiB"], [f"{x:g}" for x in part["asked_MiB"]])
     ax.minorticks_off()
     ax.legend(frameon=True)

@@ -155,7 +155,7 @@ def lines(
             if name in log:
                 getattr(ax, f"set_{name}scale")("log")
                 values = part[x if name == "x" else column]
-                _plain_ticks(axis, values.max() / values[values > 0].min())
+                plain_ticks(axis, values.max() / values[values > 0].min())
         if guide is not None:
             ax.axvline(guide, color="0.4", linewidth=0.8, linestyle=":")
     handles, labels = axes.flat[0].get_legend_handles_labels()
@@ -181,7 +181,7 @@ def decades(ax: Axes, values: pd.Series) -> None:
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _plain_ticks(axis: Axis, span: float) -> None:
+def plain_ticks(axis: Axis, span: float) -> None:
     """Label powers of ten, and where these are fewer than three, 1, 2 and 5 times them."""
     if span < 300:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=12))

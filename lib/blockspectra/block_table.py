@@ -1,0 +1,110 @@
+"""A row a block: how stiff it is, how far from the other blocks, and which blocks stand out."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from blockspectra.blocks import Block
+from blockspectra.distance import zero_share
+from blockspectra.problem import Problem
+from blockspectra.spectra import Spectra
+
+OUTLYING = 3.5  # robust z-score from which a block stands out (Iglewicz and Hoaglin, 1993)
+MOST = 100  # above which a z-score is no longer told
+FEWEST = 5  # blocks below which there is no bulk to stand out from
+NORMAL = 0.6745  # the median absolute deviation of a standard normal
+
+
+def block_table(
+    problem: Problem, blocks: Sequence[Block], spectra: Spectra, divergences: pd.DataFrame
+) -> pd.DataFrame:
+    """Describe every block.
+
+    Parameters
+    ----------
+    problem, blocks
+        As for `block_spectra`.
+    spectra : Spectra
+        Of these blocks.
+    divergences : DataFrame, (block, block)
+        Of `js_matrix`, two blocks or more.
+
+    Returns
+    -------
+    DataFrame
+        Indexed by block: size; lambda_max (largest Ritz value, from below); trace and trace_error
+        (standard error over probes); gradient_norm (of the mean loss); zero_share (of eigenvalues,
+        as of `zero_share`); distance (mean divergence from the other blocks, nats); z_distance,
+        z_lambda_max (`robust_z` of the distance and of log10 λ_max); stands_out (why, or empty).
+    """
+    traces, counts = spectra.traces(), spectra.counts
+    several = counts > 1
+    error = np.full(len(counts), np.nan)
+    error[several] = np.nanstd(traces[several], axis=1, ddof=1) / counts[several] ** 0.5
+    largest = spectra.largest
+    positive = np.where(largest > 1e-12 * np.abs(largest).max(), largest, np.nan)
+    table = pd.DataFrame(
+        {
+            "size": spectra.sizes,
+            "lambda_max": largest,
+            "trace": np.nanmean(traces, axis=1),
+            "trace_error": error,
+            "gradient_norm": gradient_norms(problem, blocks),
+            "zero_share": zero_share(spectra),
+            "distance": divergences.to_numpy().sum(1) / (len(divergences) - 1),
+        },
+        index=pd.Index(spectra.names, name="block"),
+    )
+    table["z_distance"] = robust_z(table["distance"])
+    table["z_lambda_max"] = robust_z(np.log10(positive))
+    table["stands_out"] = [
+        _why(row, zero) for row, zero in zip(table.itertuples(), np.isnan(positive), strict=True)
+    ]
+    return table
+
+
+def robust_z(values: Sequence[float]) -> np.ndarray:
+    """Distance from the median in units of the spread of the bulk.
+
+    ``0.6745 (x − median) / median |x − median|``, about a standard normal for normal values,
+    whatever a few others do. nan where a value is nan, for fewer than five values, and where more
+    than half are equal.
+    """
+    values = np.asarray(values, dtype=float)
+    if np.isfinite(values).sum() < FEWEST:
+        return np.full(values.shape, np.nan)
+    apart = values - np.nanmedian(values)
+    spread = np.nanmedian(np.abs(apart))
+    return NORMAL * apart / spread if spread > 0 else np.full(values.shape, np.nan)
+
+
+def gradient_norms(problem: Problem, blocks: Sequence[Block]) -> np.ndarray:
+    """Norm of the gradient of the mean loss over all batches in each block, (block,)."""
+    parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
+    total = {p: torch.zeros_like(p, dtype=torch.float64) for p in parameters}
+    with problem.curvature_mode():
+        for batch, weight in zip(problem.batches, problem.weights, strict=True):
+            gradient = torch.autograd.grad(problem.value(batch), parameters, allow_unused=True)
+            for parameter, part in zip(parameters, gradient, strict=True):
+                if part is not None:
+                    total[parameter] += weight * part.double()
+    flat = (block.flatten([total[p] for p in block.parameters]) for block in blocks)
+    return np.array([one.norm().item() for one in flat])
+
+
+def _why(row, zero: bool) -> str:
+    """Say in words why a block stands out; empty if it does not."""
+    reasons = ["its Hessian is zero"] if zero else []
+    if row.z_distance >= OUTLYING:  # nearer to all others than usual is no reason
+        reasons.append(f"its spectrum is far from the others ({_readable(row.z_distance)})")
+    if abs(row.z_lambda_max) >= OUTLYING:
+        size = "large" if row.z_lambda_max > 0 else "small"
+        reasons.append(f"its λ_max is {size} ({_readable(row.z_lambda_max)})")
+    return "; ".join(reasons)
+
+
+def _readable(z: float) -> str:
+    """Write a z-score; a large one only says that the bulk is very alike."""
+    return f"|z| > {MOST}" if abs(z) > MOST else f"z = {z:+.1f}"

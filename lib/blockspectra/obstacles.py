@@ -1,0 +1,231 @@
+"""What stands in the way of a Hessian, told in one sentence with the module that it is in.
+
+`Problem.check` says *that* a loss cannot be differentiated twice. Here every call of a module is
+made again by itself, on the inputs it had, and the innermost one that fails is named. What can be
+put right for the time of a measurement is put right; what no number would betray is refused.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
+from torch.nn.parameter import UninitializedTensorMixin
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from blockspectra.double_backward import OutOfMemory, explained, graph
+from blockspectra.problem import Problem, ProblemError
+from blockspectra.products import hessian_product
+
+
+@contextmanager
+def made_ready(model: nn.Module) -> Iterator[None]:
+    """Put right inside what has no second derivative as it is, and put it back on leaving.
+
+    Sparse gradients of embeddings off; cuDNN off where there are recurrent layers (PyTorch's own
+    kernels for them can be differentiated twice); autocast that the caller has turned on, off.
+    """
+    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
+    sparse = [m.sparse for m in embeddings]
+    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
+    cudnn = torch.backends.cudnn.enabled
+    with ExitStack() as stack:
+        for kind in {"cpu", _device(model).type}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        try:
+            torch.backends.cudnn.enabled = cudnn and not recurrent
+            for module in embeddings:
+                module.sparse = False
+            yield
+        finally:
+            torch.backends.cudnn.enabled = cudnn
+            for module, value in zip(embeddings, sparse, strict=True):
+                module.sparse = value
+
+
+def refuse(problem: Problem) -> None:
+    """Refuse what has no second derivative, or gives numbers that are not nearly the loss's.
+
+    Evaluates the first batch by itself first, so that errors of the model come out as they are.
+
+    Raises
+    ------
+    ProblemError
+        Parameters in half precision, complex, made in inference mode or without values;
+        ``max_norm`` of an embedding;
+        autocast; all that `Problem.check` refuses; a second derivative that is not finite. Where
+        one is to blame, with the module.
+    """
+    for name, parameter in problem.model.named_parameters():
+        if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
+            raise ProblemError(f"Parameter {name!r} has no values yet: run the model once first.")
+        if parameter.is_inference():
+            raise ProblemError(
+                f"Parameter {name!r} was made in inference mode, where nothing can be "
+                f"differentiated: build the model outside of torch.inference_mode()."
+            )
+        if parameter.dtype not in (torch.float32, torch.float64):
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise ProblemError(
+                f"Parameter {name!r} is {kind}, and second derivatives need real numbers in "
+                f"float32 or float64: call model.float(), and give the batches so too."
+            )
+    for name, module in problem.model.named_modules():
+        kind = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        if kind and module.max_norm is not None:
+            raise ProblemError(
+                f"Embedding {name!r} changes its weights whenever it is called (max_norm): set its "
+                f"max_norm to None."
+            )
+    for call in reversed(_calls(problem)):  # outer before inner
+        if call.autocast:
+            raise ProblemError(
+                f"Autocast is on in {call.place}, too coarse for second derivatives: leave it out "
+                f"of the model and of the loss."
+            )
+    first = Problem(
+        *(problem.model, problem.loss, problem.batches[:1]),
+        batch_statistics=problem.batch_statistics,
+    )
+    try:
+        if not _is_finite(first):
+            raise ProblemError(
+                "A second derivative is not finite: some function has none here, as a norm or a "
+                "square root of 0"
+            )
+    except OutOfMemory:
+        raise
+    except (RuntimeError, NotImplementedError, ProblemError) as error:
+        told = str(error if isinstance(error, ProblemError) else explained(error))
+        call = find(first)
+        if call is None:
+            place = " (no module fails by itself: it is in the loss)"
+        else:
+            place = "" if call.name and repr(call.name) in told else f" (it is in {call.place})"
+        raise ProblemError(told.rstrip(".") + place + ".") from error
+
+
+def custom_functions(problem: Problem) -> list[str]:
+    """Say which autograd functions on the way to the loss have a derivative of their own making.
+
+    Of these a second derivative is taken as their authors wrote it. One that keeps its gradient
+    from the forward pass, as fused losses do, loses a term of the Hessian, and stays symmetric.
+
+    Returns
+    -------
+    list of str
+        One sentence, or none.
+    """
+    with problem.curvature_mode():
+        nodes = list(graph([problem.value(problem.batches[0])]))
+    names = sorted({node.name() for node in nodes if isinstance(node, BackwardCFunction)})
+    if not names:
+        return []
+    return [
+        f"The loss passes through functions with a backward of their own ({', '.join(names)}), and "
+        f"nothing here can tell whether their second derivative is right."
+    ]
+
+
+class Call(NamedTuple):
+    """One call of a module on the way to the loss."""
+
+    name: str  #: as in ``named_modules``; empty for the model itself
+    module: nn.Module
+    inputs: tuple[tuple, dict]  #: copies of what it was given
+    autocast: bool  #: whether it was called under autocast
+
+    @property
+    def place(self) -> str:
+        """The module, for a sentence."""
+        kind = type(self.module).__name__
+        return f"the {kind} {self.name!r}" if self.name else f"the model itself, {kind}"
+
+
+def find(problem: Problem) -> Call | None:
+    """Find the innermost call of a module whose own second derivative fails on the first batch.
+
+    Returns
+    -------
+    Call or None
+        None where every module passes by itself.
+    """
+    return next((call for call in _calls(problem, copies=True) if _fails(call)), None)
+
+
+def _calls(problem: Problem, copies: bool = False) -> list[Call]:
+    """Every call of a module in the first batch's loss, inner before outer."""
+    calls: list[Call] = []
+
+    def note(name):
+        def hook(module, args, kwargs, output):
+            on = any(map(torch.is_autocast_enabled, {"cpu", _device(module).type}))
+            given = tree_map(_copy, (args, kwargs)) if copies else ((), {})
+            calls.append(Call(name, module, given, on))
+
+        return hook
+
+    with problem.curvature_mode(), ExitStack() as stack:
+        for name, module in problem.model.named_modules():
+            handle = module.register_forward_hook(note(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        problem.value(problem.batches[0])
+    return calls
+
+
+class _Again(nn.Module):
+    """The call of a module as a function of the module's parameters and of its inputs."""
+
+    def __init__(self, call: Call):
+        super().__init__()
+        self.module = call.module
+        self.leaves, self.tree = tree_flatten(call.inputs)
+        self.inputs = nn.ParameterDict(
+            {str(i): nn.Parameter(x) for i, x in enumerate(self.leaves) if _is_real(x)}
+        )
+
+    def forward(self) -> Tensor:
+        """Mean square of all that the module returns."""
+        leaves = list(self.leaves)
+        for i, x in self.inputs.items():
+            leaves[int(i)] = x * 1  # a module may write into its input, which a leaf forbids
+        args, kwargs = tree_unflatten(leaves, self.tree)
+        output = self.module(*args, **kwargs)
+        output = dict(output) if isinstance(output, Mapping) else output
+        return sum(x.square().mean() for x in tree_leaves(output) if _is_real(x))
+
+
+def _fails(call: Call) -> bool:
+    again = _Again(call)
+    try:
+        value = again()
+    except Exception:  # what it needs from outside (a cache, a context) is gone: cannot be judged
+        return False
+    if not isinstance(value, Tensor) or not value.requires_grad or not torch.isfinite(value):
+        return False
+    try:
+        return not _is_finite(Problem(again, lambda model, _: model(), [torch.zeros(1)]))
+    except (RuntimeError, NotImplementedError, ProblemError):
+        return True
+
+
+def _is_finite(problem: Problem) -> bool:
+    """Check the problem, and say whether its Hessian times a vector is finite."""
+    parameters = [p for p in problem.model.parameters() if p.requires_grad]
+    size, seed = sum(p.numel() for p in parameters), torch.Generator().manual_seed(0)
+    vector = torch.randn(size, generator=seed).to(_device(problem.model))
+    return bool(torch.isfinite(hessian_product(problem, vector)).all())
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next((p.device for p in module.parameters()), torch.device("cpu"))
+
+
+def _is_real(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.is_floating_point()
+
+
+def _copy(x: Any) -> Any:
+    return x.detach().clone() if isinstance(x, Tensor) else x
