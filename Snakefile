@@ -219,7 +219,8 @@ rule html:
         f"{LOGS}/{{chapter}}.html.log",
     shell:
         """
-        if ! {PYTHON:q} -m nbconvert --to html --embed-images {input} > {log} 2>&1
+        if ! {{ {PYTHON:q} -m nbconvert --to html --embed-images {input} &&
+                {PYTHON:q} -m blockspectra.descriptions {output}; }} > {log} 2>&1
         then
             echo "{wildcards.chapter} was not turned into HTML: see {log}." >&2
             exit 1

@@ -15,7 +15,7 @@ import yaml
 
 import blockspectra
 from blockspectra.claims import CLAIMS, Finding, claims_table
-from blockspectra.redraw import figure_names, manifest
+from blockspectra.redraw import NotCommittedError, figure_names, manifest
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data" / "results" / "laptop"
@@ -192,4 +192,7 @@ def _by_number(row: tuple) -> tuple[str, int]:
 
 
 if __name__ == "__main__":
-    gather(Path(sys.argv[1]))
+    try:
+        gather(Path(sys.argv[1]))
+    except NotCommittedError as error:
+        sys.exit(str(error))

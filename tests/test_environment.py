@@ -47,6 +47,12 @@ def test_constraints_cover_every_dependency():
     assert required() <= set(VERSIONS)
 
 
+def test_make_installs_every_extra():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    extras = ",".join(PROJECT["optional-dependencies"])
+    assert re.findall(r"'\.\[(.*)\]'", makefile) == [extras, extras], "make, make constraints"
+
+
 def test_bootstrap_tools_are_not_part_of_the_environment():
     assert not {"uv", "pip", "pre-commit", "virtualenv", "cffconvert"} & set(VERSIONS)
 

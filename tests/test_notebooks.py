@@ -20,6 +20,7 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 from papermill import inspect_notebook
 
 from blockspectra.claims import Criterion, Finding
+from blockspectra.descriptions import MISSING, describe
 from blockspectra.report import claims_text, keep, write_page
 from blockspectra.results import PRESETS, environment
 
@@ -209,6 +210,19 @@ def test_nbval_compares_cells_tagged_so_and_no_others(tmp_path, tag, passes):
     options = ("-p", "no:cacheprovider", "--nbval-lax", "--nbval-current-env")
     result = run("pytest", *options, "sum.ipynb", cwd=tmp_path)
     assert (result.returncode == 0) == passes, result.stdout
+
+
+def test_figures_of_a_page_are_described_by_the_captions_below_them():
+    figure = f"<img {MISSING} src=x>"
+    captions = ["<p><strong>One.</strong> |λ| &lt; 1 &amp; <em>small</em></p>", "<p>of two:</p>"]
+    page = figure + captions[0] + figure + captions[1] + figure + "<p><strong>Two.</strong></p>"
+    described = describe(page)
+    assert re.findall('alt="([^"]*)"', described) == [
+        "One. |λ| &lt; 1 &amp; small",
+        "Two.",
+        "Two.",
+    ]
+    assert re.sub(' alt="[^"]*"', "", described) == page.replace(f" {MISSING}", "")
 
 
 class TestReport:

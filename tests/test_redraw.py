@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from blockspectra.figures import COLUMN, PAGE
 from blockspectra.redraw import Committed, NotCommittedError, figure_names, redraw_all
 from blockspectra.results import Store
 
@@ -65,11 +66,12 @@ def test_captions_are_those_committed(drawn):
         assert path.read_text(encoding="utf-8") == committed.read_text(encoding="utf-8")
 
 
-def test_figures_are_as_wide_as_a_column_two_thirds_of_a_page_or_a_page(drawn):
+def test_figures_are_a_column_wide_or_a_plain_share_of_a_page(drawn):
+    widths = [COLUMN, *(PAGE * share for share in (2 / 3, 4 / 5, 5 / 6, 1))]
     for path in drawn.rglob("*.png"):
         with Image.open(path) as image:
             inches = image.width / 200
-        assert min(abs(inches - wide) for wide in (3.35, 14 / 3, 17.5 / 3, 7.0)) < 0.02, path.stem
+        assert min(abs(inches - width) for width in widths) < 0.01, path.stem
 
 
 def test_another_figure_is_not_taken_for_the_same(tmp_path):

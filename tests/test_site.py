@@ -26,8 +26,11 @@ class Page(HTMLParser):
 
     def __init__(self, path):
         super().__init__()
-        self.ids, self.links, self.images, self.loaded = set(), [], [], []
+        self.ids, self.links, self.images, self.loaded, self.text = set(), [], [], [], ""
         self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_data(self, data):
+        self.text += data
 
     def handle_starttag(self, tag, attributes):
         values = dict(attributes)
@@ -115,10 +118,14 @@ def test_nothing_is_loaded_from_another_host(pages, site):
 
 
 def test_the_home_page_begins_with_the_commands_the_claims_and_how_to_cite(pages, site):
-    text = (site / "index.html").read_text(encoding="utf-8")
-    assert text.index("make reproduce") < text.index("make test")
-    assert {"notebooks/00_claims.html", "cite.html"} <= set(pages[site / "index.html"].links)
-    assert all(f"<td><p>{claim}</p></td>" in text for claim in CLAIMS)
+    home = pages[site / "index.html"]
+    first = home.text.index("make reproduce")
+    test, cite, rest = (
+        home.text.index(words, first) for words in ("make test", "How to cite", "What came out")
+    )
+    assert first < test < cite < rest
+    assert {"notebooks/00_claims.html", "cite.html"} <= set(home.links)
+    assert all(f"\n{claim}\n" in home.text for claim in CLAIMS)
 
 
 def test_formulas_are_drawn_by_the_browser_alone(site):

@@ -21,7 +21,11 @@ def run_cells(notebook: Path, parameters: Mapping, *, skip: str | None = None) -
     from papermill.parameterize import parameterize_notebook
 
     given = parameterize_notebook(load_notebook_node(str(notebook)), dict(parameters))
-    namespace = {"__name__": "__main__", "In": []}  # of these sources `Chapter` checks parameters
+    namespace = {
+        "__name__": "__main__",
+        "In": [],  # of these sources `Chapter` checks parameters
+        "display": lambda *things, **how: None,  # a notebook has it without an import
+    }
     for cell in given.cells:
         if cell.cell_type != "code" or skip in cell.metadata.get("tags", []):
             continue

@@ -2,7 +2,7 @@
 
 ``python -m blockspectra.redraw RESULTS FOLDER`` runs the code of the notebooks with a store that
 only reads. What a chapter works out without the store (bootstraps, distances of spectra, quadratics
-of a few dimensions) is worked out again: it takes seconds.
+of a few dimensions, chapter 12's example) is worked out again: it takes seconds.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -140,6 +141,7 @@ def redraw(notebook: Path, results: Path, folder: Path) -> float:
     with (
         patch("blockspectra.chapter.Chapter", partial(Redrawn, results, folder)),
         patch("blockspectra.measure.measure", _read_all),
+        redirect_stdout(None),  # what chapters print about their results is in the notebooks
     ):
         run_cells(notebook, parameters, skip=SKIPPED)
     return time.perf_counter() - started

@@ -31,8 +31,9 @@ PRESETS = ("smoke", "laptop", "paper")
 # modules that change no stored number: they draw, compare and judge, or keep, count and share out
 READERS = {
     *("__init__.py", "arrays.py", "benchmarks.py", "cells.py", "chapter.py", "claims.py"),
-    *("cost.py", "distance.py", "figures", "goals.py", "journal.py", "memory.py"),
-    *("one_model.py", "ranks.py", "redraw.py", "report.py", "results.py", "smoothing.py"),
+    *("cost.py", "descriptions.py", "distance.py", "figures", "goals.py", "journal.py"),
+    *("memory.py", "one_model.py", "ranks.py", "redraw.py", "report.py", "results.py"),
+    "smoothing.py",
 }
 
 

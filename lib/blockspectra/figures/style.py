@@ -87,7 +87,7 @@ def short(name: str) -> str:
     """Shorten a block's name for an axis: tied names to the first, modules that say nothing out."""
     first = name.split("=")[0]
     for silent in ("attn.c_attn.", "attn.qkv.", "attn.", "blocks.", "layer."):
-        first = first.replace(silent, "")
+        first = re.sub(rf"(?<![^.]){re.escape(silent)}", "", first)  # not the end of a longer word
     return first
 
 
