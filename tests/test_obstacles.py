@@ -11,22 +11,11 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
 from blockspectra.obstacles import custom_functions, find, made_ready, refuse
+from custom_functions import OnceOnly
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.tensor([0, 2, 1, 0])
 IDS = torch.tensor([[0, 1, 2], [3, 0, 4], [1, 1, 2], [5, 3, 0]])
-
-
-class Once(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return 2 * ctx.saved_tensors[0] * gradient
 
 
 class Fused(torch.autograd.Function):
@@ -90,12 +79,12 @@ class Whole(nn.Linear):
     """A model whose own forward is to blame, not a module in it."""
 
     def forward(self, x):
-        return super().forward(Once.apply(super().forward(x)))
+        return super().forward(OnceOnly.apply(super().forward(x)))
 
 
 BLAMED = {
     "a function marked once_differentiable": (
-        lambda: problem(stack(Apply(Once.apply))),
+        lambda: problem(stack(Apply(OnceOnly.apply))),
         r"once_differentiable; replace it \(it is in the Apply '0.1'\)\.$",
     ),
     "a function without second derivative": (
@@ -129,7 +118,7 @@ BLAMED = {
         r"\(it is in the model itself, Whole\)\.$",
     ),
     "the loss": (
-        lambda: Problem(stack(), lambda m, x: Once.apply(m(x)).square().mean(), [X]),
+        lambda: Problem(stack(), lambda m, x: OnceOnly.apply(m(x)).square().mean(), [X]),
         r"\(no module fails by itself: it is in the loss\)\.$",
     ),
 }
@@ -199,7 +188,7 @@ def test_a_cache_that_a_call_fills_is_not_blamed():
     class Outer(nn.Module):
         def __init__(self):
             super().__init__()
-            self.inner, self.bad = Caching(6, 3), Apply(Once.apply)
+            self.inner, self.bad = Caching(6, 3), Apply(OnceOnly.apply)
 
         def forward(self, x):
             return self.bad(self.inner(x, []))

@@ -14,6 +14,7 @@ from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, pa
 from blockspectra.blocks import whole
 from blockspectra.products import block_products, dense_hessian, hessian_product
 from blockspectra.setups import setup
+from custom_functions import OnceOnly
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 TOKENS = torch.tensor([[0, 1, 2, 0], [3, 0, 4, 1]]), torch.tensor([[1, 2, 0, 3], [0, 4, 1, 2]])
@@ -68,18 +69,6 @@ class Language(nn.Module):
             return self.out(torch.tanh(self.inner(self.word(x))))
         word = F.embedding(x, self.word.weight, padding_idx=self.padding)
         return self.out(torch.tanh(self.inner(word)))
-
-
-class OnceOnly(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.save_for_backward(x)
-        return x.square()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return 2 * ctx.saved_tensors[0] * gradient
 
 
 class NoGradientOfAnything(torch.autograd.Function):

@@ -267,6 +267,13 @@ def test_a_parameter_that_the_loss_ignores_or_is_linear_in_has_a_zero_hessian(na
     assert spectra.taken[spectra.index("used")].tolist() == [4, 4]
 
 
+def test_a_loss_of_which_no_wanted_block_is_a_part_has_a_zero_hessian():
+    model = nn.ModuleDict({"used": nn.Linear(3, 2), "ignored": nn.Linear(3, 2)}).double()
+    problem = Problem(model, lambda m, x: F.gelu(m["used"].weight).mean(), [gaussian(4, 3)])
+    (block,) = partition(model, only="ignored*")
+    assert not block_products(problem, [block], [gaussian(6)])[0].any()
+
+
 # several blocks, several batches, other types
 
 
