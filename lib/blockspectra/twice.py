@@ -59,7 +59,8 @@ class CheapTwice(TorchFunctionMode):
             ours, arguments = OURS[func]
             given = arguments(*args, **kwargs)
             if given is not None and _fits(given[0]):
-                return ours.apply(*map(self._constant, given))
+                result = ours.apply(*map(self._constant, given))
+                return result if isinstance(result, Tensor) else result[0]
         return func(*args, **kwargs)
 
     def _constant(self, given):
@@ -77,101 +78,141 @@ def _fits(x: Tensor) -> bool:
 class _Gelu(Function):
     @staticmethod
     def forward(ctx, x):
-        ctx.save_for_backward(x, gelu_backward(torch.ones_like(x), x))
-        return F.gelu(x)
+        ctx.set_materialize_grads(False)
+        slope, token = gelu_backward(torch.ones_like(x), x), _token(x)
+        ctx.save_for_backward(x, slope, token)
+        return F.gelu(x), token
 
     @staticmethod
-    def backward(ctx, g):
-        x, slope = ctx.saved_tensors
-        return _GeluGradient.apply(g, x, slope) if torch.is_grad_enabled() else g * slope
+    def backward(ctx, g, v):
+        x, slope, token = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            curvature = torch.exp(-x * x / 2) * (2 - x * x) / math.sqrt(2 * math.pi)
+            _keep(ctx, g * curvature)
+            return _GeluGradient.apply(g, token, x, slope)
+        if v is None:  # in a product
+            return g * slope
+        return v * ctx._saved_once if g is None else (g * slope).addcmul_(v, ctx._saved_once)
 
 
 class _GeluGradient(Function):
     @staticmethod
-    def forward(ctx, g, x, slope):
-        curvature = torch.exp(-x * x / 2) * (2 - x * x) / math.sqrt(2 * math.pi)
-        ctx.save_for_backward(slope, g * curvature)
+    def forward(ctx, g, token, x, slope):
+        ctx.save_for_backward(slope)
         return gelu_backward(g, x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v):
-        slope, curvature = ctx.saved_tensors
-        return v * slope, v * curvature, None
+        (slope,) = ctx.saved_tensors
+        return v * slope, v, None, None
 
 
 class _Softmax(Function):
     @staticmethod
     def forward(ctx, x, dim):
-        y = x.softmax(dim)
-        ctx.save_for_backward(y)
+        ctx.set_materialize_grads(False)
+        y, token = x.softmax(dim), _token(x)
+        ctx.save_for_backward(y, token)
         ctx.dim = dim
-        return y
+        return y, token
 
     @staticmethod
-    def backward(ctx, g):
-        (y,) = ctx.saved_tensors
+    def backward(ctx, g, v):
+        y, token = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return _SoftmaxGradient.apply(g, y, ctx.dim), None
-        return softmax_backward(g, y, ctx.dim, y.dtype), None  # in a product
+            _keep(ctx, g - (g * y).sum(ctx.dim, keepdim=True))
+            return _SoftmaxGradient.apply(g, token, y.detach(), ctx.dim), None
+        if v is None:  # in a product
+            return softmax_backward(g, y, ctx.dim, y.dtype), None
+        along = v * ctx._saved_once if g is None else (g * y).addcmul_(v, ctx._saved_once)
+        return along.addcmul_(along.sum(ctx.dim, keepdim=True), y, value=-1), None
 
 
 class _SoftmaxGradient(Function):
     @staticmethod
-    def forward(ctx, g, y, dim):
+    def forward(ctx, g, token, y, dim):
         ctx.dim = dim
-        ctx.save_for_backward(g, y, g - (g * y).sum(dim, keepdim=True))
+        ctx.save_for_backward(y)
         return softmax_backward(g, y, dim, y.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v):
-        g, y, centred = ctx.saved_tensors
-        along = (v * y).sum(ctx.dim, keepdim=True)
-        return (v - along).mul_(y), (v * centred).addcmul_(g, along, value=-1), None
-
-
-def _flat(*matrices):
-    """Matrices with one dimension in front, as `torch.bmm` wants them; copies where need be."""
-    return [None if x is None else x.reshape(-1, *x.shape[-2:]) for x in matrices]
+        (y,) = ctx.saved_tensors
+        projected = softmax_backward(v, y, ctx.dim, y.dtype)
+        return projected, projected, None, None
 
 
 class _Matmul(Function):
     @staticmethod
     def forward(ctx, a, b):
-        ctx.save_for_backward(a, b, *_flat(a, b))
-        return a @ b
+        ctx.set_materialize_grads(False)
+        ctx.shapes = a.shape, b.shape
+        flat = [_flat(x) for x in (a, b)]
+        tokens = [_token(x) for x in flat]
+        ctx.save_for_backward(*flat, *tokens)
+        return a @ b, *tokens
 
     @staticmethod
-    def backward(ctx, g):
-        *inputs, a, b = ctx.saved_tensors
+    def backward(ctx, g, va, vb):
+        a, b, *tokens = ctx.saved_tensors
+        g = _flat(g)
         if torch.is_grad_enabled():
-            return _MatmulGradient.apply(g, *inputs, a, b)
-        (g,) = _flat(g)  # in a product
-        return (g @ b.mT).view_as(inputs[0]), (a.mT @ g).view_as(inputs[1])
+            _keep(ctx, g)
+            found = _MatmulGradient.apply(g, *tokens, a.detach(), b.detach())
+        else:  # in a product
+            first = ctx._saved_once if va is not None or vb is not None else None
+            found = _sum((g, _mT(b)), (first, _mT(vb))), _sum((_mT(a), g), (_mT(va), first))
+        pairs = zip(found, ctx.shapes, strict=True)
+        return tuple(None if x is None else x.view(shape) for x, shape in pairs)
 
 
 class _MatmulGradient(Function):
     @staticmethod
-    def forward(ctx, g, a, b, a_flat, b_flat):
-        ctx.shapes = g.shape, a.shape, b.shape
+    def forward(ctx, g, token_a, token_b, a, b):
         ctx.set_materialize_grads(False)
-        (g,) = _flat(g)
-        ctx.save_for_backward(g, a_flat, b_flat)
-        return (g @ b_flat.mT).view_as(a), (a_flat.mT @ g).view_as(b)
+        ctx.save_for_backward(a, b)
+        return g @ b.mT, a.mT @ g
 
     @staticmethod
     @once_differentiable
     def backward(ctx, va, vb):
-        (g, a, b), (va, vb), to_g = ctx.saved_tensors, _flat(va, vb), None
-        if va is not None:
-            to_g = va @ b
-        if vb is not None:
-            to_g = a @ vb if to_g is None else to_g.baddbmm(a, vb)
-        to_a = None if vb is None else g @ vb.mT
-        to_b = None if va is None else va.mT @ g
-        found = zip((to_g, to_a, to_b), ctx.shapes, strict=True)
-        return *(None if x is None else x.view(shape) for x, shape in found), None, None
+        a, b = ctx.saved_tensors
+        return _sum((va, b), (a, vb)), va, vb, None, None
+
+
+def _token(x):
+    """An output through which the function of a gradient sends back what it was given.
+
+    What depends on it is then worked out in one place, the second visit of the function itself.
+    """
+    return x.new_empty(()).expand(x.shape)
+
+
+def _keep(ctx, tensor):
+    """Keep what the second visit needs of the first."""
+    if hasattr(ctx, "_saved_once"):
+        raise RuntimeError("this gradient can be taken once, and differentiated once more")
+    ctx._saved_once = tensor.detach()
+
+
+def _flat(x):
+    """Matrices with one dimension in front, as `torch.bmm` wants them; a copy where need be."""
+    return None if x is None else x.reshape(-1, *x.shape[-2:])
+
+
+def _mT(x):
+    return None if x is None else x.mT
+
+
+def _sum(*pairs):
+    """Sum of the products of those pairs that are there."""
+    total = None
+    for a, b in pairs:
+        if a is not None and b is not None:
+            total = a @ b if total is None else total.baddbmm_(a, b)
+    return total
 
 
 class _LayerNorm(Function):
