@@ -112,7 +112,9 @@ class Lanczos:
         ValueError
             If the product is not finite; the run is left as it was.
         """
-        if not bool(torch.isfinite(product).all()):
+        residual = product.to(torch.float64, copy=True)
+        alpha = torch.linalg.vecdot(self.current, residual)
+        if not bool(torch.isfinite(alpha).all()):  # else no entry is inf or nan
             raise ValueError(
                 "A Hessian product is not finite: the loss overflows or has no second derivative "
                 "here; try float64 and check the data and the weights for inf and nan."
@@ -122,8 +124,7 @@ class Lanczos:
         if self.reorthogonalize:
             noise = max(noise, torch.finfo(self.basis.dtype).eps ** 2)
         j = self.step
-        residual = product.to(torch.float64, copy=True)
-        alpha = torch.where(self.alive, torch.linalg.vecdot(self.current, residual), 0.0)
+        alpha = torch.where(self.alive, alpha, 0.0)
         residual.addcmul_(self.current, alpha[..., None], value=-1)
         if j:
             residual.addcmul_(self.previous, self.beta[..., j - 1, None], value=-1)

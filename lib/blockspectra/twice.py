@@ -92,7 +92,8 @@ class _Gelu(Function):
             return _GeluGradient.apply(g, token, x, slope)
         if v is None:  # in a product
             return g * slope
-        return v * ctx._saved_once if g is None else (g * slope).addcmul_(v, ctx._saved_once)
+        (bend,) = ctx._saved_once
+        return v * bend if g is None else (g * slope).addcmul_(v, bend)
 
 
 class _GeluGradient(Function):
@@ -125,7 +126,8 @@ class _Softmax(Function):
             return _SoftmaxGradient.apply(g, token, y.detach(), ctx.dim), None
         if v is None:  # in a product
             return softmax_backward(g, y, ctx.dim, y.dtype), None
-        along = v * ctx._saved_once if g is None else (g * y).addcmul_(v, ctx._saved_once)
+        (centred,) = ctx._saved_once
+        along = v * centred if g is None else (g * y).addcmul_(v, centred)
         return along.addcmul_(along.sum(ctx.dim, keepdim=True), y, value=-1), None
 
 
@@ -162,7 +164,7 @@ class _Matmul(Function):
             _keep(ctx, g)
             found = _MatmulGradient.apply(g, *tokens, a.detach(), b.detach())
         else:  # in a product
-            first = ctx._saved_once if va is not None or vb is not None else None
+            (first,) = ctx._saved_once
             found = _sum((g, _mT(b)), (first, _mT(vb))), _sum((_mT(a), g), (_mT(va), first))
         pairs = zip(found, ctx.shapes, strict=True)
         return tuple(None if x is None else x.view(shape) for x, shape in pairs)
@@ -190,11 +192,11 @@ def _token(x):
     return x.new_empty(()).expand(x.shape)
 
 
-def _keep(ctx, tensor):
+def _keep(ctx, *tensors):
     """Keep what the second visit needs of the first."""
     if hasattr(ctx, "_saved_once"):
         raise RuntimeError("this gradient can be taken once, and differentiated once more")
-    ctx._saved_once = tensor.detach()
+    ctx._saved_once = [tensor.detach() for tensor in tensors]
 
 
 def _flat(x):
@@ -218,65 +220,65 @@ def _sum(*pairs):
 class _LayerNorm(Function):
     @staticmethod
     def forward(ctx, x, shape, w, b, eps):
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
         y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
-        ctx.save_for_backward(x, w, b, mean, rstd)
-        ctx.shape = shape
-        return y
+        tokens = _token(x), _token(rstd), _token(rstd)
+        ctx.save_for_backward(x, w, b, mean, rstd, *tokens)
+        return y, *tokens
 
     @staticmethod
-    def backward(ctx, g):
-        x, w, b, mean, rstd = ctx.saved_tensors
+    def backward(ctx, g, v, to_first, to_normal):
+        x, w, b, mean, rstd, *tokens = ctx.saved_tensors
+        dx = dw = db = None
         if torch.is_grad_enabled():
-            dx, dw, db = _LayerNormGradient.apply(g, x, w, b, mean, rstd, ctx.shape)
-        else:  # in a product
+            with torch.no_grad():
+                normal = (x - mean) * (rstd * rstd / -math.prod(ctx.shape))
+                along = ((g if w is None else g * w) * normal).sum(ctx.dims, keepdim=True)
+            dx, dw, db = _LayerNormGradient.apply(g, x, w, b, mean, rstd, normal, ctx.shape, *tokens)
+            _keep(ctx, along, dx, normal)
+        elif g is not None:  # in a product
             wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
             dx, dw, db = layer_norm_backward(g, x, ctx.shape, mean, rstd, w, b, wanted)
+        if v is not None:
+            along, first, normal = ctx._saved_once
+            dx = v * along if dx is None else dx.addcmul_(v, along)
+            dx.addcmul_(first, to_first).addcmul_(normal, to_normal)
         return dx, None, dw, db, None
 
 
 class _LayerNormGradient(Function):
     @staticmethod
-    def forward(ctx, g, x, w, b, mean, rstd, shape):
+    def forward(ctx, g, x, w, b, mean, rstd, normal, shape, *tokens):
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
         wanted = [True, w is not None, b is not None]
         first = layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
-        normal, scaled = (x - mean) * rstd, g if w is None else g * w
-        ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
-        ctx.set_materialize_grads(False)
-        factor = rstd / -math.prod(shape)
-        along = (scaled * normal).sum(ctx.dims, keepdim=True) * factor
-        ctx.save_for_backward(g, x, w, mean, rstd, normal, first[0], along, factor)
+        ctx.save_for_backward(g, x, w, mean, rstd, normal, first[0])
         return first
 
     @staticmethod
     @once_differentiable
     def backward(ctx, v, vw, vb):
-        g, x, w, mean, rstd, normal, first, along, factor = ctx.saved_tensors
+        g, x, w, mean, rstd, normal, first = ctx.saved_tensors
+        to_g, to_x, to_w, sent = vb, None, None, (None,) * 3
 
         def project(u):  # rPu
             only = [True, False, False]
             return layer_norm_backward(u, x, ctx.shape, mean, rstd, None, None, only)[0]
 
-        def inner(a, b):
-            return (a * b).sum(ctx.dims, keepdim=True)
-
-        to_g = to_x = to_w = 0.0
         if v is not None:
             projected = project(v)
-            to_g = projected if w is None else projected * w
-            to_x = (projected * along).addcmul_(first, inner(v, normal).mul_(factor))
-            to_x.addcmul_(normal, inner(v, first).mul_(factor))
+            weighed = projected if w is None else projected * w
+            to_g = weighed if to_g is None else to_g + weighed
+            sent = projected, *((v * u).sum(ctx.dims, keepdim=True) for u in (normal, first))
             if ctx.needs_input_grad[2]:
                 to_w = (g * projected).sum(tuple(range(v.ndim - len(ctx.shape))))
         if vw is not None:
-            to_g, to_x = to_g + vw * normal, to_x + project(g * vw)
-        if vb is not None:
-            to_g = to_g + vb
-        grads = (t if isinstance(t, Tensor) else None for t in (_like(to_g, x), to_x, to_w))
-        return (*grads, None, None, None, None)
-
-
-def _like(tensor, x):
-    return tensor.expand_as(x) if isinstance(tensor, Tensor) else tensor
+            to_x, along = project(g * vw), vw * (x - mean) * rstd
+            to_g = along if to_g is None else to_g + along
+        to_g = None if to_g is None else to_g.expand_as(x)
+        return to_g, to_x, to_w, *(None,) * 5, *sent
 
 
 # how each function may be called; None for a call that is left as it is
