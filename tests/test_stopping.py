@@ -19,7 +19,13 @@ from blockspectra.deflation import deflated_quadrature, ritz
 from blockspectra.lanczos import lanczos
 from blockspectra.products import dense_hessian
 from blockspectra.setups import setup
-from blockspectra.stopping import probes_error, probes_needed, spectrum_error, steps_error
+from blockspectra.stopping import (
+    enough_steps,
+    probes_error,
+    probes_needed,
+    spectrum_error,
+    steps_error,
+)
 
 MANY = 10**9  # parameters: as good as a continuous spectrum
 ROUNDING = 1e-9  # errors below this are those of the eigenvalues themselves
@@ -234,6 +240,30 @@ def test_the_whole_error_is_about_the_sum_of_both(name, steps, probes):
         exact.append(wasserstein_distance(eigenvalues, nodes.ravel(), None, weights.ravel()))
     exact = np.mean(exact) / rms(eigenvalues)
     assert 0.6 * exact - ROUNDING < np.mean(found) < 3 * exact + ROUNDING
+
+
+@pytest.mark.parametrize("name", SPECTRA)
+@pytest.mark.parametrize("fewest", [1, 2])
+def test_steps_end_where_they_and_the_probes_together_cost_little_more_than_they_must(name, fewest):
+    eigenvalues, (alpha, beta, taken, _) = SPECTRA[name](), runs_of(name)
+    size, lengths = len(eigenvalues), range(4, int(taken[0]) + 1, 4)
+    parts = [(alpha[0, :m], beta[0, :m]) for m in lengths]
+    steps = np.array([steps_error(*part, size) for part in parts])
+    one = [probes_error(*(x[None] for x in p), np.array([len(p[0])]), size) for p in parts]
+    for tolerance in np.geomspace(max(1.1 * steps.min(), 1e-3), 0.5, 5):
+        left = np.where(steps < tolerance, tolerance**2 - steps**2, np.nan)
+        probes = np.maximum(np.ceil(np.square(one) / left), fewest)
+        costs = probes * lengths
+        ends = (i for i, p in enumerate(parts) if enough_steps(*p, size, tolerance, fewest))
+        # twice where the error falls much faster than the 1/m that is counted on
+        assert costs[next(ends, -1)] <= 2 * np.nanmin(costs)
+
+
+def test_steps_are_not_enough_while_they_alone_exceed_the_tolerance():
+    alpha, beta, _, _ = (x[0, :10] if x.ndim > 1 else x for x in runs_of("a power law"))
+    error = steps_error(alpha, beta, 800)
+    assert not enough_steps(alpha, beta, 800, error, 1000)
+    assert enough_steps(alpha, beta, 800, 1.01 * error, 10**9)
 
 
 def test_missing_probes_do_not_count():

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from blockspectra.double_backward import graph, graph_bytes
 from blockspectra.twice import CheapTwice
 
 
@@ -99,6 +100,48 @@ def test_a_layer_norm_of_any_scale_bends_as_pytorch_says(seed, n, scale):
     for left, right in pairs:
         largest = float(left.detach().abs().max())
         torch.testing.assert_close(right, left, rtol=1e-8, atol=1e-9 * largest)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_second_gradient_of_the_same_values_is_refused_not_wrong(name):
+    function, shapes = CASES[name]
+    inputs = [gaussian(*shape, seed=40 + i) for i, shape in enumerate(shapes)]
+    with CheapTwice():
+        loss = function(*inputs).pow(3).sum()
+    torch.autograd.grad(loss, inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="can be taken once"):
+        torch.autograd.grad(loss, inputs, create_graph=True)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_third_derivative_is_refused_not_wrong(name):
+    function, shapes = CASES[name]
+    inputs = [gaussian(*shape, seed=50 + i) for i, shape in enumerate(shapes)]
+    with CheapTwice():
+        loss = function(*inputs).pow(3).sum()
+    gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+    vectors = [g.detach() for g in gradient]
+
+    def third():
+        second = torch.autograd.grad(gradient, inputs, vectors, create_graph=True)
+        return torch.autograd.grad(second, inputs, vectors)
+
+    with pytest.raises(RuntimeError, match=r"taken once|once_differentiable"):
+        third()
+
+
+def test_all_that_is_kept_for_products_is_counted_as_memory():
+    x = gaussian(10, 100)
+    with CheapTwice():
+        loss = F.gelu(x).pow(3).sum()
+    gradient = torch.autograd.grad(loss, [x], create_graph=True)
+    kept = [n._saved_once for n in graph(gradient) if hasattr(n, "_saved_once")]
+    assert [t.shape for (t,) in kept] == [x.shape]
+    alone = graph_bytes(gradient)
+    for node in graph(gradient):
+        if hasattr(node, "_saved_once"):
+            del node._saved_once
+    assert alone - graph_bytes(gradient) == x.numel() * 8
 
 
 def test_one_factor_of_a_matrix_product_alone_asked_for():

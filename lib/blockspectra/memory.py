@@ -27,7 +27,7 @@ def in_bytes(memory: str | int | None, device: torch.device) -> int:
         If it is no amount of memory.
     """
     if memory is None:
-        return in_use(device) + int(0.9 * free(device))
+        return in_use(device, trim=False) + int(0.9 * free(device))
     found = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]i?B)?\s*", str(memory))
     try:
         return int(float(found[1]) * UNITS[found[2] or ""])

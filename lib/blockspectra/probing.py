@@ -9,11 +9,11 @@ from blockspectra.blocks import Block
 from blockspectra.lanczos import Lanczos, Tridiagonal
 from blockspectra.lockstep import Unit
 from blockspectra.spectra import Spectra
-from blockspectra.stopping import probes_needed, spectrum_error, steps_error
+from blockspectra.stopping import enough_steps, probes_needed, spectrum_error
 
 EVERY = 10  # steps between two looks at whether there are enough
-BY_STEPS = 0.7  # share of a tolerance that may come from too few steps: it and as much from too few
-# probes make 1, as independent errors add
+BY_STEPS = 0.9  # share of a tolerance that too few steps may take up where more were not allowed:
+# no number of probes makes up for all of it
 FEWEST = 2  # probes of a block under a tolerance: with one the spread between them is not known
 
 
@@ -56,13 +56,13 @@ class Probing:
         return units
 
     def enough(self, unit: Unit, run: Lanczos) -> bool:
-        """Say whether a run's density moves no more with further steps."""
+        """Say whether further steps of a run are of no use under the tolerance."""
         if self.tolerance is None or run.step % EVERY:
             return False
         rows = (x[..., : run.step].reshape(-1, run.step) for x in (run.alpha, run.beta))
         pairs = zip(*(x.cpu().numpy() for x in rows), strict=True)
-        most = BY_STEPS * self.tolerance
-        return all(steps_error(*pair, unit.block.size) <= most for pair in pairs)
+        about = unit.block.size, self.tolerance, FEWEST
+        return all(enough_steps(*pair, *about) for pair in pairs)
 
     def add(self, unit: Unit, result: Tridiagonal) -> None:
         """Take in a finished run."""

@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 
 from blockspectra.double_backward import ProblemError, differentiate_again, graph
+from blockspectra.twice import CheapTwice
 
 
 class Problem:
@@ -131,13 +132,16 @@ class Problem:
                     f"this on purpose."
                 )
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        first, second = self.value(self.batches[0]), self.value(self.batches[0])
+        with torch.no_grad():
+            first = self.value(self.batches[0])
+        with CheapTwice():  # as products are taken
+            second = self.value(self.batches[0])
         if not torch.isclose(first, second, rtol=1e-6, atol=0):
             raise ProblemError(
                 f"The loss changed from {first.item():.8g} to {second.item():.8g} between two "
                 f"evaluations: call model.eval(), and look for functional dropout or sampling."
             )
-        if not parameters or not first.requires_grad:
+        if not parameters or not second.requires_grad:
             raise ProblemError("The loss does not depend on any trainable parameter of the model.")
         generator = torch.Generator().manual_seed(0)
         u, v = (

@@ -134,8 +134,10 @@ def block_spectra(
     with team, problem.curvature_mode(), bar:
         budget = in_bytes(memory, device)
         if memory is None:  # what is free is for all ranks here
-            budget = in_use(device) + (budget - in_use(device)) // team.neighbours
-        if budget < in_use(device):
+            held = in_use(device, trim=False)
+            budget = held + (budget - held) // team.neighbours
+        tight = memory is not None  # else what was freed is not worth asking for again
+        if budget < in_use(device, trim=tight):
             raise OutOfMemory(
                 f"memory={memory!r} is for the whole process, which holds "
                 f"{readable(in_use(device))} already: raise it."
@@ -150,7 +152,7 @@ def block_spectra(
         hessians = BlockHessians(
             problem,
             blocks,
-            budget=budget - in_use(device) - (least if device.type == "cpu" else 0),
+            budget=budget - in_use(device, trim=tight) - (least if device.type == "cpu" else 0),
             ranks=team,
         )
         probing = Probing(blocks, steps, probes, tolerance, team.mine)
@@ -188,6 +190,7 @@ def probe_vector(seed: int, name: str, probe: int, size: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(list(digest)).standard_normal(size))
 
 
+@torch.no_grad()
 def _about(problem: Problem, blocks: Sequence[Block], seed: int) -> dict:
     """All that the runs depend on beside the settings, as JSON: names and checksums."""
     first = [probe_vector(seed, b.name, 0, min(b.size, CHECKED)) for b in blocks]

@@ -1,39 +1,13 @@
-r"""GELU, softmax, LayerNorm and batched matrix products whose second derivatives cost little.
+"""The context that replaces some functions by those of `twice_functions`, cheap to differentiate."""
 
-PyTorch differentiates the gradients of these by formulas made of ten to forty elementwise
-operations, many of which do not depend on the vector that a Hessian is multiplied by. Here what
-does not is computed once, with the graph. Values and first derivatives are PyTorch's own.
-
-For GELU, :math:`y = xΦ(x)`, the gradient :math:`g\,y'(x)` has the derivatives :math:`y'(x)` in
-:math:`g` and :math:`g\,y''(x)` in :math:`x`, with :math:`y'' = φ(x)(2 - x^2)`.
-
-For softmax, :math:`y`, the gradient :math:`y(g - g^\top y)` along :math:`v` has the derivative
-:math:`y(v - v^\top y)` in :math:`g` and :math:`v(g - g^\top y) - g\,v^\top y` in :math:`y`.
-
-For LayerNorm, with :math:`\hat x = (x - μ)r`, :math:`\hat g = g w` and the projection
-:math:`P = I - \frac1n 11^\top - \frac1n\hat x\hat x^\top`, the gradient :math:`rP\hat g` along
-:math:`v` has the derivative :math:`w\,rPv` in :math:`g` and, in :math:`x`,
-
-.. math:: -\frac{r}{n}\Big((v^\top d)\,\hat x + (\hat g^\top\hat x)\,rPv + (\hat x^\top v)\,d\Big),
-    \qquad d = rP\hat g.
-
-For products of many matrices at once, :math:`ab`, as in attention, copies of views that are not
-contiguous are made once, and both parts of the derivative in :math:`g` are summed as they arise.
-"""
-
-import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-gelu_backward = torch.ops.aten.gelu_backward
-softmax_backward = torch.ops.aten._softmax_backward_data
-layer_norm_backward = torch.ops.aten.native_layer_norm_backward
+from blockspectra.twice_functions import Gelu, LayerNorm, Matmul, Softmax
 
 
 class CheapTwice(TorchFunctionMode):
@@ -75,212 +49,6 @@ def _fits(x: Tensor) -> bool:
     return plain and not wrapped and torch.is_grad_enabled() and x.requires_grad
 
 
-class _Gelu(Function):
-    @staticmethod
-    def forward(ctx, x):
-        ctx.set_materialize_grads(False)
-        slope, token = gelu_backward(torch.ones_like(x), x), _token(x)
-        ctx.save_for_backward(x, slope, token)
-        return F.gelu(x), token
-
-    @staticmethod
-    def backward(ctx, g, v):
-        x, slope, token = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            curvature = torch.exp(-x * x / 2) * (2 - x * x) / math.sqrt(2 * math.pi)
-            _keep(ctx, g * curvature)
-            return _GeluGradient.apply(g, token, x, slope)
-        if v is None:  # in a product
-            return g * slope
-        (bend,) = ctx._saved_once
-        return v * bend if g is None else (g * slope).addcmul_(v, bend)
-
-
-class _GeluGradient(Function):
-    @staticmethod
-    def forward(ctx, g, token, x, slope):
-        ctx.save_for_backward(slope)
-        return gelu_backward(g, x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, v):
-        (slope,) = ctx.saved_tensors
-        return v * slope, v, None, None
-
-
-class _Softmax(Function):
-    @staticmethod
-    def forward(ctx, x, dim):
-        ctx.set_materialize_grads(False)
-        y, token = x.softmax(dim), _token(x)
-        ctx.save_for_backward(y, token)
-        ctx.dim = dim
-        return y, token
-
-    @staticmethod
-    def backward(ctx, g, v):
-        y, token = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            _keep(ctx, g - (g * y).sum(ctx.dim, keepdim=True))
-            return _SoftmaxGradient.apply(g, token, y.detach(), ctx.dim), None
-        if v is None:  # in a product
-            return softmax_backward(g, y, ctx.dim, y.dtype), None
-        (centred,) = ctx._saved_once
-        along = v * centred if g is None else (g * y).addcmul_(v, centred)
-        return along.addcmul_(along.sum(ctx.dim, keepdim=True), y, value=-1), None
-
-
-class _SoftmaxGradient(Function):
-    @staticmethod
-    def forward(ctx, g, token, y, dim):
-        ctx.dim = dim
-        ctx.save_for_backward(y)
-        return softmax_backward(g, y, dim, y.dtype)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, v):
-        (y,) = ctx.saved_tensors
-        projected = softmax_backward(v, y, ctx.dim, y.dtype)
-        return projected, projected, None, None
-
-
-class _Matmul(Function):
-    @staticmethod
-    def forward(ctx, a, b):
-        ctx.set_materialize_grads(False)
-        ctx.shapes = a.shape, b.shape
-        flat = [_flat(x) for x in (a, b)]
-        tokens = [_token(x) for x in flat]
-        ctx.save_for_backward(*flat, *tokens)
-        return a @ b, *tokens
-
-    @staticmethod
-    def backward(ctx, g, va, vb):
-        a, b, *tokens = ctx.saved_tensors
-        g = _flat(g)
-        if torch.is_grad_enabled():
-            _keep(ctx, g)
-            found = _MatmulGradient.apply(g, *tokens, a.detach(), b.detach())
-        else:  # in a product
-            (first,) = ctx._saved_once
-            found = _sum((g, _mT(b)), (first, _mT(vb))), _sum((_mT(a), g), (_mT(va), first))
-        pairs = zip(found, ctx.shapes, strict=True)
-        return tuple(None if x is None else x.view(shape) for x, shape in pairs)
-
-
-class _MatmulGradient(Function):
-    @staticmethod
-    def forward(ctx, g, token_a, token_b, a, b):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(a, b)
-        return g @ b.mT, a.mT @ g
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, va, vb):
-        a, b = ctx.saved_tensors
-        return _sum((va, b), (a, vb)), va, vb, None, None
-
-
-def _token(x):
-    """An output through which the function of a gradient sends back what it was given.
-
-    What depends on it is then worked out in one place, the second visit of the function itself.
-    """
-    return x.new_empty(()).expand(x.shape)
-
-
-def _keep(ctx, *tensors):
-    """Keep what the second visit needs of the first."""
-    if hasattr(ctx, "_saved_once"):
-        raise RuntimeError("this gradient can be taken once, and differentiated once more")
-    ctx._saved_once = [tensor.detach() for tensor in tensors]
-
-
-def _flat(x):
-    """Matrices with one dimension in front, as `torch.bmm` wants them; a copy where need be."""
-    return None if x is None else x.reshape(-1, *x.shape[-2:])
-
-
-def _mT(x):
-    return None if x is None else x.mT
-
-
-def _sum(*pairs):
-    """Sum of the products of those pairs that are there."""
-    total = None
-    for a, b in pairs:
-        if a is not None and b is not None:
-            total = a @ b if total is None else total.baddbmm_(a, b)
-    return total
-
-
-class _LayerNorm(Function):
-    @staticmethod
-    def forward(ctx, x, shape, w, b, eps):
-        ctx.set_materialize_grads(False)
-        ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
-        y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
-        tokens = _token(x), _token(rstd), _token(rstd)
-        ctx.save_for_backward(x, w, b, mean, rstd, *tokens)
-        return y, *tokens
-
-    @staticmethod
-    def backward(ctx, g, v, to_first, to_normal):
-        x, w, b, mean, rstd, *tokens = ctx.saved_tensors
-        dx = dw = db = None
-        if torch.is_grad_enabled():
-            with torch.no_grad():
-                normal = (x - mean) * (rstd * rstd / -math.prod(ctx.shape))
-                along = ((g if w is None else g * w) * normal).sum(ctx.dims, keepdim=True)
-            dx, dw, db = _LayerNormGradient.apply(g, x, w, b, mean, rstd, normal, ctx.shape, *tokens)
-            _keep(ctx, along, dx, normal)
-        elif g is not None:  # in a product
-            wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
-            dx, dw, db = layer_norm_backward(g, x, ctx.shape, mean, rstd, w, b, wanted)
-        if v is not None:
-            along, first, normal = ctx._saved_once
-            dx = v * along if dx is None else dx.addcmul_(v, along)
-            dx.addcmul_(first, to_first).addcmul_(normal, to_normal)
-        return dx, None, dw, db, None
-
-
-class _LayerNormGradient(Function):
-    @staticmethod
-    def forward(ctx, g, x, w, b, mean, rstd, normal, shape, *tokens):
-        ctx.set_materialize_grads(False)
-        ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
-        wanted = [True, w is not None, b is not None]
-        first = layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
-        ctx.save_for_backward(g, x, w, mean, rstd, normal, first[0])
-        return first
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, v, vw, vb):
-        g, x, w, mean, rstd, normal, first = ctx.saved_tensors
-        to_g, to_x, to_w, sent = vb, None, None, (None,) * 3
-
-        def project(u):  # rPu
-            only = [True, False, False]
-            return layer_norm_backward(u, x, ctx.shape, mean, rstd, None, None, only)[0]
-
-        if v is not None:
-            projected = project(v)
-            weighed = projected if w is None else projected * w
-            to_g = weighed if to_g is None else to_g + weighed
-            sent = projected, *((v * u).sum(ctx.dims, keepdim=True) for u in (normal, first))
-            if ctx.needs_input_grad[2]:
-                to_w = (g * projected).sum(tuple(range(v.ndim - len(ctx.shape))))
-        if vw is not None:
-            to_x, along = project(g * vw), vw * (x - mean) * rstd
-            to_g = along if to_g is None else to_g + along
-        to_g = None if to_g is None else to_g.expand_as(x)
-        return to_g, to_x, to_w, *(None,) * 5, *sent
-
-
 # how each function may be called; None for a call that is left as it is
 
 
@@ -307,12 +75,12 @@ def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1
 
 
 OURS = {
-    F.gelu: (_Gelu, _gelu_arguments),
-    torch.matmul: (_Matmul, _matmul_arguments),
-    Tensor.matmul: (_Matmul, _matmul_arguments),
-    Tensor.__matmul__: (_Matmul, _matmul_arguments),
-    F.softmax: (_Softmax, _functional_softmax_arguments),
-    torch.softmax: (_Softmax, _softmax_arguments),
-    Tensor.softmax: (_Softmax, _softmax_arguments),
-    F.layer_norm: (_LayerNorm, _layer_norm_arguments),
+    F.gelu: (Gelu, _gelu_arguments),
+    torch.matmul: (Matmul, _matmul_arguments),
+    Tensor.matmul: (Matmul, _matmul_arguments),
+    Tensor.__matmul__: (Matmul, _matmul_arguments),
+    F.softmax: (Softmax, _functional_softmax_arguments),
+    torch.softmax: (Softmax, _softmax_arguments),
+    Tensor.softmax: (Softmax, _softmax_arguments),
+    F.layer_norm: (LayerNorm, _layer_norm_arguments),
 }
