@@ -1,4 +1,4 @@
-"""The context that replaces some functions by those of `twice_functions`, cheap to differentiate."""
+"""The context in which some functions are replaced by those of `twice_functions`."""
 
 from collections.abc import Iterable
 
