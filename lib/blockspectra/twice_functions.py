@@ -10,8 +10,8 @@ For GELU, :math:`y = xΦ(x)`, the gradient :math:`g\,y'(x)` has the derivatives 
 For softmax, :math:`y`, the gradient :math:`y(g - g^\top y)` along :math:`v` has the derivative
 :math:`b = y(v - v^\top y)` in :math:`g` and :math:`v(g - g^\top y) - g\,v^\top y` in :math:`y`.
 With the derivative :math:`u` of the value in :math:`y`, that in the input is
-:math:`z - y\,1^\top z` with :math:`z = yu + b(g - g^\top y)`: what is missing there is a multiple of
-:math:`y`, which the projection takes away.
+:math:`z - y\,1^\top z` with :math:`z = yu + b(g - g^\top y)`: what is missing there is a multiple
+of :math:`y`, which the projection takes away.
 
 For LayerNorm, with :math:`\hat x = (x - μ)r`, :math:`\hat g = g w` and the projection
 :math:`P = I - \frac1n 11^\top - \frac1n\hat x\hat x^\top`, the gradient :math:`rP\hat g` along
