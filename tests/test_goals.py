@@ -10,7 +10,7 @@ import json
 import pytest
 
 from blockspectra.benchmarks import environments, read, rows, unmeasured
-from blockspectra.goals import GOALS, goals_table, verdicts
+from blockspectra.goals import BY_TWO, GOALS, goals_table, verdicts
 
 ONE, GPU = {"device": "cpu", "threads": 1}, {"device": "cuda", "threads": None}
 LANCZOS = "product within Lanczos, re-orthogonalised"
@@ -170,6 +170,19 @@ class TestVerdicts:
         found["products"]["products"][3]["ratio"] = 0.55
         found["peers"]["peers"][1]["times_ours"] = 2.5
         assert results(found) == EXPECTED
+
+    def test_two_processes_are_judged_beside_one_and_take_nothing_from_it(self, found):
+        name = "product within Lanczos, by two processes"
+        found["products"]["products"].append(product(ONE, name, "all", 0.56))
+        found["peers"]["peers"].append(peer(ONE, BY_TWO, "all", 1.05))
+        more = {
+            ("block", "2 processes"): "not met",
+            ("peers", "released, 1 thread, beside our two processes"): "not met",
+        }
+        assert results(found) == EXPECTED | more
+        found["products"]["products"][-1]["ratio"] = 0.55
+        found["peers"]["peers"][-1]["times_ours"] = 0.8
+        assert results(found) == EXPECTED | dict.fromkeys(more, "met")
 
     def test_what_did_not_run_says_why(self, found):
         found["peers"]["peers"][1] |= {"times_ours": None, "note": "not run: ImportError"}

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.autograd import Function
 
 from blockspectra.double_backward import graph, graph_bytes
 from blockspectra.twice import CheapTwice
@@ -128,6 +129,31 @@ def test_a_third_derivative_is_refused_not_wrong(name):
 
     with pytest.raises(RuntimeError, match=r"taken once|once_differentiable"):
         third()
+
+
+class Cut(Function):
+    """Lets no gradient through, not even zeros."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return None
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_gradient_that_does_not_arrive_is_zero(name):
+    function, shapes = CASES[name]
+    inputs = [gaussian(*shape, seed=60 + i) for i, shape in enumerate(shapes)]
+    results = []
+    for context in (CheapTwice(), torch.enable_grad()):
+        with context:
+            loss = Cut.apply(function(*inputs)).sum() + sum(x.pow(3).sum() for x in inputs)
+        gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+        results.append(torch.autograd.grad(gradient, inputs, [g.detach() for g in gradient]))
+    torch.testing.assert_close(*results)
 
 
 def test_all_that_is_kept_for_products_is_counted_as_memory():

@@ -7,6 +7,8 @@ import pandas as pd
 
 from blockspectra.benchmarks import missing, place, rows
 
+BY_TWO = "blockspectra, two processes"  # of one thread each, which share the blocks
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -148,6 +150,7 @@ def _text(value: float | None) -> str:
 def _products(content: dict) -> Iterator[Measured]:
     kinds = {
         ("product within Lanczos, re-orthogonalised", "all"): "block",
+        ("product within Lanczos, by two processes", "all"): "block",
         ("product, shared graph", "full"): "full",
     }
     for row in content["products"]:
@@ -155,18 +158,24 @@ def _products(content: dict) -> Iterator[Measured]:
         if goal is None and place(row) == "GPU" and row["method"] == "product, shared graph":
             goal = "block" if row["ratio"] is None else None  # an empty row says why
         if goal:
-            yield Measured(goal, place(row), row["ratio"], row["note"])
+            where = "2 processes" if "two processes" in row["method"] else place(row)
+            yield Measured(goal, where, row["ratio"], row["note"])
 
 
 def _peers(content: dict) -> Iterator[Measured]:
-    for row in content["peers"]:
-        value = row["times_ours"]
+    table = content["peers"]
+    by_two = {place(r): r["times_ours"] for r in table if r["peer"] == BY_TWO}
+    for row in table:
+        value, where = row["times_ours"], place(row)
         if row["peer"] == "blockspectra":
             if value is None:
-                yield Measured("peers", place(row), None, row["note"])
-        elif row["blocks"] == "all":
+                yield Measured("peers", where, None, row["note"])
+        elif row["blocks"] == "all" and row["peer"] != BY_TWO:
             note = "" if value is not None else row["note"]
-            yield Measured("peers", f"{row['peer']}, {place(row)}", value, note)
+            yield Measured("peers", f"{row['peer']}, {where}", value, note)
+            if value is not None and by_two.get(where):
+                beside = f"{row['peer']}, {where}, beside our two processes"
+                yield Measured("peers", beside, value / by_two[where])
 
 
 def _accuracy(content: dict) -> Iterator[Measured]:

@@ -54,10 +54,14 @@ class Gelu(Function):
     @staticmethod
     def backward(ctx, g, v):
         x, slope, token = ctx.saved_tensors
+        if g is None and v is None:
+            return None
         if torch.is_grad_enabled():
-            curvature = torch.exp(-x * x / 2) * (2 - x * x) / math.sqrt(2 * math.pi)
-            _keep(ctx, g * curvature)
-            return GeluGradient.apply(g, token, x, slope)
+            _first_visit(ctx)
+            with torch.no_grad():
+                curvature = torch.exp(-x * x / 2) * (2 - x * x) / math.sqrt(2 * math.pi)
+                ctx._saved_once = [g * curvature]
+            return GeluGradient.apply(g, token, x.detach(), slope)
         if v is None:  # in a product
             return g * slope
         (bend,) = ctx._saved_once
@@ -93,8 +97,12 @@ class Softmax(Function):
     @staticmethod
     def backward(ctx, g, v):
         y, token = ctx.saved_tensors
+        if g is None and v is None:
+            return None, None
         if torch.is_grad_enabled():
-            _keep(ctx, g - (g * y).sum(ctx.dim, keepdim=True))
+            _first_visit(ctx)
+            with torch.no_grad():
+                ctx._saved_once = [g - (g * y).sum(ctx.dim, keepdim=True)]
             return SoftmaxGradient.apply(g, token, y.detach(), ctx.dim), None
         if v is None:  # in a product
             return softmax_backward(g, y, ctx.dim, y.dtype), None
@@ -136,8 +144,11 @@ class Matmul(Function):
     def backward(ctx, g, va, vb):
         a, b, *tokens = ctx.saved_tensors
         g = _flat(g)
+        if g is None and va is None and vb is None:
+            return None, None
         if torch.is_grad_enabled():
-            _keep(ctx, g)
+            _first_visit(ctx)
+            ctx._saved_once = [g.detach()]
             found = MatmulGradient.apply(g, *tokens, a.detach(), b.detach())
         else:  # in a product
             (first,) = ctx._saved_once
@@ -170,11 +181,10 @@ def _token(x):
     return x.new_empty(()).expand(x.shape)
 
 
-def _keep(ctx, *tensors):
-    """Keep what the second visit needs of the first."""
+def _first_visit(ctx):
+    """Refuse a further gradient: the first visit keeps what the second one needs."""
     if hasattr(ctx, "_saved_once"):
         raise RuntimeError("this gradient can be taken once, and differentiated once more")
-    ctx._saved_once = [tensor.detach() for tensor in tensors]
 
 
 def _flat(x):
@@ -211,12 +221,13 @@ class LayerNorm(Function):
     def backward(ctx, g, v, to_first, to_normal):
         x, w, b, mean, rstd, *tokens = ctx.saved_tensors
         dx = dw = db = None
-        if torch.is_grad_enabled():
+        if g is not None and torch.is_grad_enabled():
+            _first_visit(ctx)
             with torch.no_grad():
                 normal = (x - mean) * (rstd * rstd / -math.prod(ctx.shape))
                 along = ((g if w is None else g * w) * normal).sum(ctx.dims, keepdim=True)
             dx, dw, db = LayerNormGradient.apply(g, x, w, b, mean, rstd, normal, ctx.shape, *tokens)
-            _keep(ctx, along, dx, normal)
+            ctx._saved_once = [along, dx.detach(), normal]
         elif g is not None:  # in a product
             wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
             dx, dw, db = layer_norm_backward(g, x, ctx.shape, mean, rstd, w, b, wanted)

@@ -9,14 +9,17 @@ import json
 import platform
 import re
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 
-from blockspectra import Problem, cross_entropy
+from blockspectra import Problem, block_spectra, cross_entropy, partition
 from blockspectra.datasets import batches, shakespeare
 from blockspectra.models.gpt import GPT, GPTConfig
 from blockspectra.results import environment, write_text
@@ -127,6 +130,53 @@ def reference(quick: bool, device: str) -> Problem:
     if quick:
         return gpt(1, 8, context=8, samples=2, heads=2, device=device)
     return gpt(4, 128, device=device)
+
+
+class Pair:
+    """Two processes of one thread each, which share the blocks of `reference` as ranks.
+
+    Between calls they wait, idle.
+    """
+
+    def __init__(self, quick: bool):
+        context, self.pipes = torch.multiprocessing.get_context("spawn"), []
+        self.folder = tempfile.TemporaryDirectory()
+        for rank in range(2):
+            here, there = context.Pipe()
+            settings = rank, self.folder.name, quick, there
+            context.Process(target=_serve, args=settings, daemon=True).start()
+            self.pipes.append(here)
+        self._wait()
+
+    def spectra(self, steps: int, probes: int) -> None:
+        """Have them compute the spectra of all blocks together."""
+        for pipe in self.pipes:
+            pipe.send({"steps": steps, "probes": probes})
+        self._wait()
+
+    def end(self) -> None:
+        """Let them go."""
+        for pipe in self.pipes:
+            pipe.send(None)
+        self._wait()
+        self.folder.cleanup()
+
+    def _wait(self) -> None:
+        for pipe in self.pipes:
+            pipe.recv()
+
+
+def _serve(rank: int, folder: str, quick: bool, pipe) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    ONE.enter()
+    problem = reference(quick, "cpu")
+    blocks = partition(problem.model)
+    pipe.send("ready")
+    while (settings := pipe.recv()) is not None:
+        block_spectra(problem, blocks, ranks="blocks", progress=False, **settings)
+        pipe.send("done")
+    dist.destroy_process_group()
+    pipe.send("gone")
 
 
 def described(problem: Problem) -> dict:

@@ -35,7 +35,7 @@ PINS = (
     "hessian-eigenthings==1.0.0a5",
     "pyhessian==0.1",
 )
-STEPS, PROBES, REPEATS = 6, 2, 2  # all take time in proportion to steps × probes
+STEPS, PROBES, REPEATS = 8, 2, 2  # all take time in proportion to steps × probes
 FULL_STEPS = 10
 
 
@@ -83,6 +83,17 @@ def ours(problem: Problem, blocks: Sequence[Block], steps: int, probes: int) -> 
         "block_spectra: kept graph, re-orthogonalised",
         lambda block, vector: block_products(problem, [block], [vector])[0],
         lambda: block_spectra(problem, blocks, steps=steps, probes=probes, progress=False),
+    )
+
+
+def ours_by_two(problem: Problem, steps: int, probes: int, pair: bench.Pair) -> Peer:
+    """Return this library in two processes of one thread."""
+    return Peer(
+        "blockspectra, two processes",
+        "blockspectra",
+        'block_spectra(ranks="blocks"): two processes of one thread share the blocks',
+        lambda block, vector: block_products(problem, [block], [vector])[0],
+        lambda: pair.spectra(steps, probes),
     )
 
 
@@ -348,7 +359,14 @@ def measure(quick: bool) -> dict:
             "curvlinops, probes together": lambda s=settings: curvlinops_together(*s),
             "pytorch-hessian-eigenthings": lambda s=settings: eigenthings(*s),
         }
+        pair = bench.Pair(quick) if place == bench.TWO else None
+        if pair:
+            makers["blockspectra, two processes"] = lambda s=(problem, steps, probes, pair): (
+                ours_by_two(*s)
+            )
         found = compared(problem, blocks, makers, repeats, place)
+        if pair:
+            pair.end()
         full = problem, 2 if quick else FULL_STEPS, 1
         makers = {
             "blockspectra": lambda s=full: ours_full(*s),

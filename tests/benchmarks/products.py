@@ -227,6 +227,26 @@ def within_lanczos(problem: Problem, place: bench.Place, steps: int, parts: int)
     }
 
 
+def by_two_processes(problem: Problem, place: bench.Place, steps: int, quick: bool) -> dict:
+    """Whole time of two processes that share the blocks, a product; the unit has both cores."""
+    pair, gradient = bench.Pair(quick), bench.gradient(problem)
+    cases = {
+        "gradient before": gradient,
+        "gradient": gradient,
+        "spectra": lambda: pair.spectra(steps, 1),
+    }
+    times = bench.rounds(cases, 1 if quick else 2, place, warm=False)
+    pair.end()
+    products = sum(min(steps, block.size) for block in partition(problem.model))
+    return {
+        **place.columns,
+        "method": "product within Lanczos, by two processes",
+        "blocks": "all",
+        **times.ratio("spectra", "gradient", 1 / products),
+        "note": f"{steps} steps; one thread each; the gradient has two threads",
+    }
+
+
 def compiled(way: str, problem: Problem, place: bench.Place, repeats: int) -> dict:
     """One block in the middle by a way that is traced and compiled; checked."""
     blocks = [b for b in partition(problem.model) if "mlp.c_fc" in b.name]
@@ -282,6 +302,8 @@ def measure(quick: bool) -> dict:
         with problem.curvature_mode():
             found, each = one_product(problem, place, repeats)
         found.append(within_lanczos(problem, place, steps, parts))
+        if place == bench.TWO:
+            found.append(by_two_processes(problem, place, steps, quick))
         if not quick and place != bench.ONE:  # once: compiling takes minutes
             found += [compiled_apart(way, place) for way in COMPILED]
         for row in found:
