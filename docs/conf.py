@@ -29,6 +29,7 @@ myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 suppress_warnings = ["ref.python"]  # a short name in a signature may be that of several classes
 
+autodoc_inherit_docstrings = False  # those of torch refer to pages that are not here
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
