@@ -52,6 +52,14 @@ class Attention(nn.Module):
             return F.scaled_dot_product_attention(q, k, v)
 
 
+class Multihead(nn.MultiheadAttention):
+    """Attention within a function of PyTorch, by a fused kernel."""
+
+    def forward(self, x):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return super().forward(x, x, x, need_weights=False)[0]
+
+
 class Language(nn.Module):
     """An embedding tied to the output, padded by the module, by the function or not at all."""
 
@@ -132,7 +140,7 @@ REFUSED = {
         r"BatchNorm '1' is in training mode.*batch_statistics=True",
     ),
     "fused attention forced by the model": (
-        lambda: attention(SDPBackend.FLASH_ATTENTION),
+        lambda: Problem(Multihead(3, 1).double().eval(), square, [X.view(2, 3, 3)]),
         r"fused .* attention.*sdpa_kernel.*eager",
     ),
     "a loss that is nan": (lambda: scaled(float("nan")), "The loss is nan, not finite: check"),
@@ -203,11 +211,13 @@ def test_dropout_of_probability_zero_or_in_evaluation_mode_is_accepted():
         assert dense_hessian(Problem(model, square, [X]), partition(model)[0]).shape == (12, 12)
 
 
-def test_attention_that_asks_for_no_kernel_gets_the_math_one():
-    chosen, forced = attention(), attention(SDPBackend.MATH)
-    left, right = (dense_hessian(p, whole(p.model)) for p in (chosen, forced))
-    assert torch.equal(left, right)
-    assert left.norm() > 0
+def test_attention_has_the_same_hessian_whatever_kernel_the_model_asks_for():
+    first, *others = (
+        dense_hessian(p, whole(p.model))
+        for p in map(attention, (None, SDPBackend.MATH, SDPBackend.FLASH_ATTENTION))
+    )
+    assert all(torch.equal(first, other) for other in others)
+    assert first.norm() > 0
 
 
 def test_the_padding_of_a_module_is_lifted_and_put_back():

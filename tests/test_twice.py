@@ -12,12 +12,13 @@ from torch import nn
 from torch.autograd import Function
 
 from blockspectra.double_backward import graph, graph_bytes
+from blockspectra.models.attention import attention
 from blockspectra.twice import CheapTwice
 
 
 def gaussian(*shape, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
 
 
 def twice(function, inputs, cheap):
@@ -34,6 +35,14 @@ def twice(function, inputs, cheap):
     return [y, *gradient, *second]
 
 
+def future(tokens):
+    """A bias that forbids to look ahead."""
+    return torch.full((tokens, tokens), float("-inf"), dtype=torch.float64).triu(1)
+
+
+MASK = torch.tensor([[True, False, True], [False, False, False]])  # the second sees nothing
+BIAS = torch.tensor([[0.5, -1.0, 2.0], [0.0, float("-inf"), 0.0]], dtype=torch.float64)
+CLASSES = torch.tensor([2, 0, -100, 1])
 CASES = {
     "gelu": (F.gelu, [(3, 5)]),
     "softmax": (lambda x: x.softmax(-1), [(3, 4, 5)]),
@@ -46,6 +55,27 @@ CASES = {
     "attention": (
         lambda q, k, v: (q @ k.transpose(-2, -1)).softmax(-1).matmul(v),
         [(2, 3, 4), (2, 5, 4), (2, 5, 2)],
+    ),
+    "attention of a model": (
+        lambda q, k, v: attention(q, k, v, future(4)),
+        [(2, 3, 4, 5), (2, 3, 4, 5), (2, 3, 4, 2)],
+    ),
+    "attention of a model to all": (attention, [(2, 3, 4), (2, 5, 4), (2, 5, 2)]),
+    "fused attention": (
+        F.scaled_dot_product_attention,
+        [(2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 6, 2)],
+    ),
+    "fused attention to the past": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.7),
+        [(3, 4, 5), (3, 4, 5), (3, 4, 2)],
+    ),
+    "fused attention under a mask": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, MASK),
+        [(2, 1, 2, 5), (2, 1, 3, 5), (2, 1, 3, 4)],
+    ),
+    "fused attention with a bias": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=BIAS),
+        [(2, 1, 2, 5), (2, 1, 3, 5), (2, 1, 3, 4)],
     ),
     "functional softmax": (lambda x: F.softmax(x, dim=-1), [(3, 4, 5)]),
     "layer norm": (lambda x, w, b: F.layer_norm(x, (5,), w, b), [(3, 5), (5,), (5,)]),
@@ -66,11 +96,24 @@ CASES = {
         [(3, 5), (5,), (5,)],
     ),
 }
+RENEWED = {  # of which a second gradient can be taken
+    "cross-entropy": (lambda x: F.cross_entropy(x, CLASSES), [(4, 3)]),
+    "cross-entropy, scaled": (lambda x, s: F.cross_entropy(x, CLASSES) * s.sum(), [(4, 3), (2,)]),
+    "cross-entropy that ignores a class": (
+        lambda x: F.cross_entropy(x, CLASSES.clamp_min(0), ignore_index=0, reduction="mean"),
+        [(4, 3)],
+    ),
+    "cross-entropy of itself": (
+        lambda x: F.cross_entropy(F.cross_entropy(x, CLASSES) * x, CLASSES),
+        [(4, 3)],
+    ),
+}
+ALL = CASES | RENEWED
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_values_and_both_derivatives_are_those_of_pytorch(name):
-    function, shapes = CASES[name]
+    function, shapes = ALL[name]
     inputs = [gaussian(*shape, seed=10 + i) for i, shape in enumerate(shapes)]
     expected, found = (twice(function, inputs, cheap) for cheap in (False, True))
     for left, right in zip(expected, found, strict=True):
@@ -79,9 +122,9 @@ def test_values_and_both_derivatives_are_those_of_pytorch(name):
             torch.testing.assert_close(right, left, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_the_second_derivative_agrees_with_finite_differences(name):
-    function, shapes = CASES[name]
+    function, shapes = ALL[name]
 
     def cheap(*inputs):
         with CheapTwice():
@@ -105,7 +148,7 @@ def test_a_layer_norm_of_any_scale_bends_as_pytorch_says(seed, n, scale):
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_second_gradient_of_the_same_values_is_refused_not_wrong(name):
-    function, shapes = CASES[name]
+    function, shapes = ALL[name]
     inputs = [gaussian(*shape, seed=40 + i) for i, shape in enumerate(shapes)]
     with CheapTwice():
         loss = function(*inputs).pow(3).sum()
@@ -114,9 +157,9 @@ def test_a_second_gradient_of_the_same_values_is_refused_not_wrong(name):
         torch.autograd.grad(loss, inputs, create_graph=True)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_third_derivative_is_refused_not_wrong(name):
-    function, shapes = CASES[name]
+    function, shapes = ALL[name]
     inputs = [gaussian(*shape, seed=50 + i) for i, shape in enumerate(shapes)]
     with CheapTwice():
         loss = function(*inputs).pow(3).sum()
@@ -143,9 +186,9 @@ class Cut(Function):
         return None
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_a_gradient_that_does_not_arrive_is_zero(name):
-    function, shapes = CASES[name]
+    function, shapes = ALL[name]
     inputs = [gaussian(*shape, seed=60 + i) for i, shape in enumerate(shapes)]
     results = []
     for context in (CheapTwice(), torch.enable_grad()):
@@ -207,6 +250,11 @@ def test_some_parameters_frozen_or_alone_asked_for():
         lambda x: x @ x.mT,
         lambda x: x[None] @ torch.ones(5, 2, dtype=x.dtype),
         lambda x: x.expand(2, 3, 5) @ torch.ones(2, 5, 1, dtype=x.dtype),
+        lambda x: F.scaled_dot_product_attention(x[None, None], *2 * (x[None],)),
+        lambda x: F.scaled_dot_product_attention(x, x, x, x @ x.mT),
+        lambda x: F.cross_entropy(x, torch.zeros(3, dtype=int), label_smoothing=0.1),
+        lambda x: F.cross_entropy(x, torch.zeros(3, dtype=int), reduction="sum"),
+        lambda x: F.cross_entropy(x, x.detach().softmax(1)),
     ],
 )
 def test_other_calls_are_left_as_they_are(function):
@@ -217,18 +265,32 @@ def test_other_calls_are_left_as_they_are(function):
     assert not hasattr(found.grad_fn, "saved_tensors")  # as our own functions have
 
 
-def test_several_vectors_at_once_by_vmap():
-    x = gaussian(3, 5)
+@pytest.mark.parametrize("name", ALL)
+def test_several_vectors_at_once_by_vmap(name):
+    function, shapes = ALL[name]
+    inputs = [gaussian(*shape, seed=70 + i) for i, shape in enumerate(shapes)]
     with CheapTwice():
-        y = F.gelu(F.layer_norm(x, (5,)))
-        y = y[None] @ y[None].mT
-    gradient = torch.autograd.grad(y.sum(), x, create_graph=True)
-    vectors = gaussian(4, 3, 5, seed=1).detach()
-    together = torch.autograd.grad(gradient, x, vectors, is_grads_batched=True, retain_graph=True)
-    for vector, row in zip(vectors, together[0], strict=True):
-        torch.testing.assert_close(
-            row, torch.autograd.grad(gradient, x, vector, retain_graph=True)[0]
-        )
+        loss = function(*inputs).pow(3).sum()
+    gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+    vectors = [gaussian(4, *shape, seed=80 + i).detach() for i, shape in enumerate(shapes)]
+    kept = {"retain_graph": True}
+    together = torch.autograd.grad(gradient, inputs, vectors, is_grads_batched=True, **kept)
+    for i in range(4):
+        one = torch.autograd.grad(gradient, inputs, [v[i] for v in vectors], **kept)
+        torch.testing.assert_close([rows[i] for rows in together], list(one))
+
+
+@pytest.mark.parametrize("alone", [[0], [1], [2], [0, 1], [1, 2]])
+def test_some_parts_of_attention_alone_asked_for(alone):
+    qkv = [gaussian(2, 3, 4, seed=i) for i in range(3)]
+    wanted = [qkv[i] for i in alone]
+    results = []
+    for context in (CheapTwice(), torch.enable_grad()):
+        with context:
+            loss = attention(*qkv, future(3)).pow(3).sum()
+        gradient = torch.autograd.grad(loss, wanted, create_graph=True)
+        results.append(torch.autograd.grad(gradient, wanted, [g.detach() for g in gradient]))
+    torch.testing.assert_close(*results)
 
 
 def test_parameters_that_are_not_wanted_are_constants_and_change_no_bit():

@@ -12,7 +12,7 @@ from blockspectra.lockstep import run_bytes
 from blockspectra.memory import in_bytes, in_use, readable
 from blockspectra.problem import Problem
 from blockspectra.products import SCRATCH, GradientGraph
-from blockspectra.slq import BASES, probe_vector
+from blockspectra.slq import BASES, known_basis, probe_vector
 
 RECURRENCE = 5  # passes over a vector that a Lanczos step makes beside those over its basis
 SAMPLE = 2**20  # numbers in the vectors that Lanczos itself is timed with
@@ -55,7 +55,7 @@ def estimate(
     steps: int = 100,
     probes: int = 10,
     *,
-    basis: str = "float64",
+    basis: str = "auto",
     memory: str | int | None = None,
 ) -> Cost:
     """Time one product for each parameter that blocks lie in, and add up.
@@ -73,7 +73,7 @@ def estimate(
     Cost
         Print it.
     """
-    device = blocks[0].parameters[0].device
+    device, basis = blocks[0].parameters[0].device, known_basis(basis, blocks)
     before, budget = in_use(device), in_bytes(memory, device)
     parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
     every = [p for p in problem.model.parameters() if p.requires_grad]

@@ -14,14 +14,13 @@ Source: Golub & Meurant, *Matrices, Moments and Quadrature*, chapters 4 and 6; U
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 STATE = ("current", "previous", "alpha", "beta", "taken", "alive", "scale")
-COPIED = 2**22  # numbers of a basis that are converted to float64 at once: 32 MiB
+COPIED = 2**22  # numbers of a basis that are converted at once: at most 32 MiB
 
 
 class Tridiagonal(NamedTuple):
@@ -51,10 +50,10 @@ class Lanczos:
         is enough"); the recurrence alone brings ghost copies of converged Ritz values, and
         Gram–Schmidt alone loses everything where a β is small beside the norm of H.
     basis : torch.dtype or None
-        In what the basis is kept, ``steps × start.numel()`` numbers. Float32 or bfloat16 save
-        memory; dot products with it are float64 all the same, and each step shrinks what
-        orthogonality was lost by the rounding error of that type. None keeps no basis: four
-        vectors are all, no re-orthogonalisation is possible, its loss is not known.
+        In what the basis is kept, ``steps × start.numel()`` numbers. Dot products with it are in
+        the wider of this type and the products', and each step shrinks what orthogonality was lost
+        by the rounding error of this type. None keeps no basis: four vectors are all, no
+        re-orthogonalisation is possible, its loss is not known.
     device : torch.device, optional
         Where the basis is kept, by default with ``start``: the host, where it does not fit a GPU.
 
@@ -129,7 +128,7 @@ class Lanczos:
         if j:
             residual.addcmul_(self.previous, self.beta[..., j - 1, None], value=-1)
         if self.reorthogonalize:
-            self._project_out(residual)
+            self._project_out(residual, torch.promote_types(product.dtype, self.basis.dtype))
         norm = residual.norm(dim=-1)
         scale = torch.maximum(self.scale, torch.maximum(alpha.abs(), norm))
         alive = self.alive & (norm > 10 * noise * scale)  # below: rounding error is left
@@ -148,9 +147,12 @@ class Lanczos:
         """Return the coefficients of the steps taken so far."""
         loss = torch.full_like(self.scale, torch.nan)
         if self.basis is not None:
-            gram = 0.0
-            for _, part in self._columns(self.step):
-                gram = gram + part @ part.mT
+            gram = torch.stack(
+                [
+                    sum(part @ part.mT for _, part in self._columns(run, torch.float64))
+                    for run in self._runs(self.step)
+                ]
+            ).view(*self.alpha.shape[:-1], self.step, self.step)
             used = torch.arange(self.step, device=gram.device) < self.taken[..., None]
             loss = (gram - torch.diag_embed(used.double())).abs().amax(dim=(-1, -2))
         return Tridiagonal(*(x.cpu() for x in (self.alpha, self.beta, self.taken, loss)))
@@ -178,21 +180,26 @@ class Lanczos:
         if self.basis is not None:
             self.basis[..., step, :] = vector
 
-    def _project_out(self, residual: Tensor) -> None:
+    def _project_out(self, residual: Tensor, dtype: torch.dtype) -> None:
         """Subtract from ``residual``, in place, its projection on the basis so far."""
-        parts, overlap = partial(self._columns, self.step + 1), 0.0
-        for at, part in parts():
-            overlap = overlap + (part @ residual[..., at, None])  # (…, j, 1)
-        for at, part in parts():
-            residual[..., at] -= (overlap.mT @ part).squeeze(-2)
+        vectors = residual.view(-1, residual.shape[-1])
+        for run, vector in zip(self._runs(self.step + 1), vectors, strict=True):
+            rounded = vector.to(dtype)
+            overlap = sum(part @ rounded[at] for at, part in self._columns(run, dtype))
+            for at, part in self._columns(run, dtype):
+                vector[at] -= overlap @ part
 
-    def _columns(self, rows: int) -> Iterator[tuple[slice, Tensor]]:
-        """Parts of the first rows of the basis in float64 where the run is, small if copied."""
-        size = self.basis.shape[-1]
-        here = self.basis.dtype == torch.float64 and self.basis.device == self.current.device
-        width = size if here else max(1, COPIED // max(1, self.basis[..., 0].numel()))
+    def _runs(self, rows: int) -> Tensor:
+        """First rows of the basis of each run, (run, rows, d)."""
+        return self.basis.view(-1, *self.basis.shape[-2:])[:, :rows]
+
+    def _columns(self, run: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Parts of a run's basis in ``dtype`` where the run is, small if copied."""
+        size = run.shape[-1]
+        here = run.dtype == dtype and run.device == self.current.device
+        width = size if here else max(1, COPIED // self.basis.shape[-2])
         for at in (slice(i, i + width) for i in range(0, size, width)):
-            yield at, self.basis[..., :rows, at].to(self.current)
+            yield at, run[:, at].to(self.current.device, dtype)
 
 
 def lanczos(matvec: Callable[[Tensor], Tensor], start: Tensor, steps: int, **kept) -> Tridiagonal:

@@ -42,7 +42,7 @@ def block_spectra(
     probes: int = 10,
     seed: int = 0,
     tolerance: float | None = None,
-    basis: str = "float64",
+    basis: str = "auto",
     together: int | None = None,
     memory: str | int | None = None,
     checkpoint: str | Path | None = None,
@@ -74,8 +74,9 @@ def block_spectra(
         and at least two probes: until the estimated error, a Wasserstein-1 distance in units of
         the block's root mean square eigenvalue, is below this. The spectra are deflated, and
         ``meta["error"]`` says for each block what was reached; see `stopping`.
-    basis : {"float64", "float32", "bfloat16", "none"}
-        In what the Lanczos basis is kept, ``steps × size`` numbers a run. ``none`` keeps none and
+    basis : {"auto", "float64", "float32", "bfloat16", "none"}
+        In what the Lanczos basis is kept, ``steps × size`` numbers a run. ``auto`` takes the
+        model's own precision: nothing of a product is known beyond it. ``none`` keeps none and
         does not re-orthogonalise: densities survive that, single eigenvalues do not; see `Lanczos`.
     together : int, optional
         Probes taken in one product by vmap. By default 1 on a CPU, where more gain nothing
@@ -110,8 +111,7 @@ def block_spectra(
         raise ValueError(f"Give at least one block, and each once; got {names[:10]}.")
     if steps < 1 or probes < 1:
         raise ValueError(f"steps and probes must be at least 1, not {steps} and {probes}.")
-    if basis not in BASES:
-        raise ValueError(f"Unknown basis {basis!r}: choose one of {', '.join(BASES)}.")
+    basis = known_basis(basis, blocks)
     orthogonal = basis in ("float64", "float32")
     if tolerance is not None and (not tolerance > 0 or not orthogonal or probes < 2):
         raise ValueError(
@@ -169,6 +169,15 @@ def block_spectra(
         meta["products"] = f"double backward on {graphs}, {together} at a time ({chosen})"
         meta["basis"] = basis
         return probing.spectra(meta, team.merge)
+
+
+def known_basis(basis: str, blocks: Sequence[Block]) -> str:
+    """Return the name in `BASES` that a choice comes to; one that is not known is an error."""
+    if basis == "auto":
+        return "float64" if blocks[0].parameters[0].dtype == torch.float64 else "float32"
+    if basis not in BASES:
+        raise ValueError(f"Unknown basis {basis!r}: choose auto, or one of {', '.join(BASES)}.")
+    return basis
 
 
 def full_spectrum(problem: Problem, **settings) -> Spectra:

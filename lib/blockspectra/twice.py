@@ -1,5 +1,6 @@
-"""The context in which some functions are replaced by those of `twice_functions`."""
+"""The context in which functions are replaced by those of `twice_rows` and `twice_matrices`."""
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -7,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from blockspectra.twice_functions import Gelu, LayerNorm, Matmul, Softmax
+from blockspectra.models.attention import attention
+from blockspectra.twice_matrices import Attention, Matmul
+from blockspectra.twice_rows import CrossEntropy, Gelu, LayerNorm, Softmax
 
 
 class CheapTwice(TorchFunctionMode):
@@ -74,7 +77,39 @@ def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1
     return input, tuple(normalized_shape), weight, bias, eps
 
 
+def _cross_entropy_arguments(input, target, ignore_index=-100, reduction="mean", **others):
+    """Of rows of logits and one class each; the mean, without weights or smoothing."""
+    plain = (
+        input.ndim == 2 and target.ndim == 1 and reduction == "mean" and not any(others.values())
+    )
+    return (input, target, ignore_index) if plain else None
+
+
+def _attention_arguments(q, k, v, bias=None):
+    return q, k, v, bias, 1 / math.sqrt(q.shape[-1])
+
+
+def _fused_attention_arguments(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
+    """Without dropout, of as many keys' heads as queries', under a mask that is constant."""
+    alike = query.ndim >= 3 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    alike = alike and query.dtype == key.dtype == value.dtype
+    constant = attn_mask is None or not attn_mask.requires_grad
+    if dropout_p or not (alike and constant):
+        return None
+    bias = attn_mask
+    if is_causal:
+        bias = query.new_ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+    if bias is not None and bias.dtype == torch.bool:
+        bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill_(~bias, -math.inf)
+    return query, key, value, bias, scale or 1 / math.sqrt(query.shape[-1])
+
+
 OURS = {
+    attention: (Attention, _attention_arguments),
+    F.scaled_dot_product_attention: (Attention, _fused_attention_arguments),
+    F.cross_entropy: (CrossEntropy, _cross_entropy_arguments),
     F.gelu: (Gelu, _gelu_arguments),
     torch.matmul: (Matmul, _matmul_arguments),
     Tensor.matmul: (Matmul, _matmul_arguments),

@@ -1,11 +1,12 @@
 """BERT (Devlin et al. 2018) with its masked-language-model head."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .attention import attention
 
 
 @dataclass(frozen=True)
@@ -56,9 +57,7 @@ class Attention(nn.Module):
             linear(x).view(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, nh, T, hs)
             for linear in (self.query, self.key, self.value)
         )
-        # By hand, not scaled_dot_product_attention: the fused kernels have no second derivative.
-        att = (q @ k.transpose(-2, -1)) / math.sqrt(C // self.heads)  # (B, nh, T, T)
-        y = att.softmax(dim=-1) @ v  # (B, nh, T, hs)
+        y = attention(q, k, v)  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 

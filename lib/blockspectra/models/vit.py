@@ -1,11 +1,12 @@
 """Vision Transformer (Dosovitskiy et al. 2020), with the parameter names of timm."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from .attention import attention
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,7 @@ class Attention(nn.Module):
         B, T, C = x.shape
         qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nh, T, hs)
-        # By hand, not scaled_dot_product_attention: the fused kernels have no second derivative.
-        att = (q @ k.transpose(-2, -1)) / math.sqrt(C // self.heads)  # (B, nh, T, T)
-        y = att.softmax(dim=-1) @ v  # (B, nh, T, hs)
+        y = attention(q, k, v)  # (B, nh, T, hs)
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 

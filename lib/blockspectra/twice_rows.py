@@ -1,8 +1,8 @@
-r"""GELU, softmax, LayerNorm and batched matrix products whose second derivatives cost little.
+r"""GELU, softmax, cross-entropy and LayerNorm whose second derivatives cost little.
 
 PyTorch differentiates the gradients of these by formulas made of ten to forty elementwise
 operations, many of which do not depend on the vector that a Hessian is multiplied by. Here what
-does not is computed once, with the graph. Values and first derivatives are PyTorch's own.
+does not is computed once, with the graph.
 
 For GELU, :math:`y = xΦ(x)`, the gradient :math:`g\,y'(x)` has the derivatives :math:`y'(x)` in
 :math:`g` and :math:`g\,y''(x)` in :math:`x`, with :math:`y'' = φ(x)(2 - x^2)`.
@@ -20,8 +20,9 @@ For LayerNorm, with :math:`\hat x = (x - μ)r`, :math:`\hat g = g w` and the pro
 .. math:: -\frac{r}{n}\Big((v^\top d)\,\hat x + (\hat g^\top\hat x)\,rPv + (\hat x^\top v)\,d\Big),
     \qquad d = rP\hat g.
 
-For products of many matrices at once, :math:`ab`, as in attention, copies of views that are not
-contiguous are made once, and both parts of the derivative in :math:`g` are summed as they arise.
+For the cross-entropy of logits :math:`x` with :math:`y = \mathrm{softmax}(x)`, a row's gradient is
+:math:`g(y - e)`, with a constant :math:`e`. Along :math:`v` it has the derivatives
+:math:`v^\top(y - e)` in :math:`g` and :math:`g\,y(v - v^\top y)` in :math:`x`.
 
 Each function has two parts. The gradient's own function, when it is differentiated along :math:`v`,
 sends :math:`v`, or what it has made of it, back to the function itself through a further output of
@@ -39,6 +40,7 @@ from torch.autograd.function import once_differentiable
 gelu_backward = torch.ops.aten.gelu_backward
 softmax_backward = torch.ops.aten._softmax_backward_data
 layer_norm_backward = torch.ops.aten.native_layer_norm_backward
+ONCE = "this gradient can be taken once, and differentiated once more"
 
 
 class Gelu(Function):
@@ -47,7 +49,7 @@ class Gelu(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.set_materialize_grads(False)
-        slope, token = gelu_backward(torch.ones_like(x), x), _token(x)
+        slope, token = gelu_backward(torch.ones_like(x), x), token_of(x)
         ctx.save_for_backward(x, slope, token)
         return F.gelu(x), token
 
@@ -57,7 +59,7 @@ class Gelu(Function):
         if g is None and v is None:
             return None
         if torch.is_grad_enabled():
-            _first_visit(ctx)
+            first_visit(ctx)
             with torch.no_grad():
                 curvature = torch.exp(-x * x / 2) * (2 - x * x) / math.sqrt(2 * math.pi)
                 ctx._saved_once = [g * curvature]
@@ -89,7 +91,7 @@ class Softmax(Function):
     @staticmethod
     def forward(ctx, x, dim):
         ctx.set_materialize_grads(False)
-        y, token = x.softmax(dim), _token(x)
+        y, token = x.softmax(dim), token_of(x)
         ctx.save_for_backward(y, token)
         ctx.dim = dim
         return y, token
@@ -100,7 +102,7 @@ class Softmax(Function):
         if g is None and v is None:
             return None, None
         if torch.is_grad_enabled():
-            _first_visit(ctx)
+            first_visit(ctx)
             with torch.no_grad():
                 ctx._saved_once = [g - (g * y).sum(ctx.dim, keepdim=True)]
             return SoftmaxGradient.apply(g, token, y.detach(), ctx.dim), None
@@ -128,52 +130,7 @@ class SoftmaxGradient(Function):
         return projected, projected, None, None
 
 
-class Matmul(Function):
-    """Products of many matrices at once."""
-
-    @staticmethod
-    def forward(ctx, a, b):
-        ctx.set_materialize_grads(False)
-        ctx.shapes = a.shape, b.shape
-        flat = [_flat(x) for x in (a, b)]
-        tokens = [_token(x) for x in flat]
-        ctx.save_for_backward(*flat, *tokens)
-        return a @ b, *tokens
-
-    @staticmethod
-    def backward(ctx, g, va, vb):
-        a, b, *tokens = ctx.saved_tensors
-        g = _flat(g)
-        if g is None and va is None and vb is None:
-            return None, None
-        if torch.is_grad_enabled():
-            _first_visit(ctx)
-            ctx._saved_once = [g.detach()]
-            found = MatmulGradient.apply(g, *tokens, a.detach(), b.detach())
-        else:  # in a product
-            (first,) = ctx._saved_once
-            found = _sum((g, _mT(b)), (first, _mT(vb))), _sum((_mT(a), g), (_mT(va), first))
-        pairs = zip(found, ctx.shapes, strict=True)
-        return tuple(None if x is None else x.view(shape) for x, shape in pairs)
-
-
-class MatmulGradient(Function):
-    """Its two gradients."""
-
-    @staticmethod
-    def forward(ctx, g, token_a, token_b, a, b):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(a, b)
-        return g @ b.mT, a.mT @ g
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, va, vb):
-        a, b = ctx.saved_tensors
-        return _sum((va, b), (a, vb)), va, vb, None, None
-
-
-def _token(x):
+def token_of(x):
     """Return an output through which the function of a gradient sends back what it is given.
 
     What depends on it is then worked out in one place: the second visit of the function itself.
@@ -181,28 +138,48 @@ def _token(x):
     return x.new_empty(()).expand(x.shape)
 
 
-def _first_visit(ctx):
+def first_visit(ctx):
     """Refuse a further gradient: the first visit keeps what the second one needs."""
     if hasattr(ctx, "_saved_once"):
-        raise RuntimeError("this gradient can be taken once, and differentiated once more")
+        raise RuntimeError(ONCE)
 
 
-def _flat(x):
-    """Matrices with one dimension in front, as `torch.bmm` wants them; a copy where need be."""
-    return None if x is None else x.reshape(-1, *x.shape[-2:])
+class CrossEntropy(Function):
+    """Mean cross-entropy of (sample, class) logits and (sample,) classes."""
+
+    @staticmethod
+    def forward(ctx, x, target, ignored):
+        ctx.save_for_backward(x, target)
+        ctx.ignored = ignored
+        return F.cross_entropy(x, target, ignore_index=ignored)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, target = ctx.saved_tensors
+        with torch.no_grad():
+            share = (target != ctx.ignored).to(x.dtype)
+            share = (share / share.sum())[:, None]
+            y = x.softmax(1)
+            index = target.clamp_min(0)[:, None]  # what is ignored may lie outside
+            error = y.scatter_add(1, index, -torch.ones_like(share)).mul_(share)
+        return CrossEntropyGradient.apply(g, x, error, y, share), None, None
 
 
-def _mT(x):
-    return None if x is None else x.mT
+class CrossEntropyGradient(Function):
+    """Its gradient."""
 
+    @staticmethod
+    def forward(ctx, g, x, error, y, share):
+        ctx.save_for_backward(error, y, g * share)
+        return g * error
 
-def _sum(*pairs):
-    """Sum of the products of those pairs that are there."""
-    total = None
-    for a, b in pairs:
-        if a is not None and b is not None:
-            total = a @ b if total is None else total.baddbmm_(a, b)
-    return total
+    @staticmethod
+    def backward(ctx, v):
+        error, y, share = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            raise RuntimeError(ONCE)
+        to_g = (v * error).sum() if ctx.needs_input_grad[0] else None
+        return to_g, softmax_backward(v, y, 1, y.dtype).mul_(share), None, None, None
 
 
 class LayerNorm(Function):
@@ -213,48 +190,52 @@ class LayerNorm(Function):
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
         y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
-        tokens = _token(x), _token(rstd), _token(rstd)
+        tokens = token_of(x), token_of(torch.stack([rstd, rstd]))
         ctx.save_for_backward(x, w, b, mean, rstd, *tokens)
         return y, *tokens
 
     @staticmethod
-    def backward(ctx, g, v, to_first, to_normal):
+    def backward(ctx, g, v, dots):
         x, w, b, mean, rstd, *tokens = ctx.saved_tensors
         dx = dw = db = None
         if g is not None and torch.is_grad_enabled():
-            _first_visit(ctx)
+            first_visit(ctx)
             with torch.no_grad():
                 normal = (x - mean) * (rstd * rstd / -math.prod(ctx.shape))
                 along = ((g if w is None else g * w) * normal).sum(ctx.dims, keepdim=True)
-            dx, dw, db = LayerNormGradient.apply(g, x, w, b, mean, rstd, normal, ctx.shape, *tokens)
-            ctx._saved_once = [along, dx.detach(), normal]
+            about = x, w, b, mean, rstd, normal, ctx.shape
+            dx, dw, db, both = LayerNormGradient.apply(g, *about, *tokens)
+            ctx._saved_once = [along, both]
         elif g is not None:  # in a product
             wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
             dx, dw, db = layer_norm_backward(g, x, ctx.shape, mean, rstd, w, b, wanted)
         if v is not None:
-            along, first, normal = ctx._saved_once
+            along, (normal, first) = ctx._saved_once
+            with_normal, with_first = dots
             dx = v * along if dx is None else dx.addcmul_(v, along)
-            dx.addcmul_(first, to_first).addcmul_(normal, to_normal)
+            dx.addcmul_(first, with_normal).addcmul_(normal, with_first)
         return dx, None, dw, db, None
 
 
 class LayerNormGradient(Function):
-    """Its gradients."""
+    """Its gradients, and side by side the two vectors that products need."""
 
     @staticmethod
     def forward(ctx, g, x, w, b, mean, rstd, normal, shape, *tokens):
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
         wanted = [True, w is not None, b is not None]
-        first = layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
-        ctx.save_for_backward(g, x, w, mean, rstd, normal, first[0])
-        return first
+        found = layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
+        both = torch.stack([normal, found[0]])
+        ctx.save_for_backward(g, x, w, mean, rstd, both)
+        ctx.mark_non_differentiable(both)
+        return *found, both
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, v, vw, vb):
-        g, x, w, mean, rstd, normal, first = ctx.saved_tensors
-        to_g, to_x, to_w, sent = vb, None, None, (None,) * 3
+    def backward(ctx, v, vw, vb, _):
+        g, x, w, mean, rstd, both = ctx.saved_tensors
+        to_g, to_x, to_w, sent = vb, None, None, (None, None)
 
         def project(u):  # rPu
             only = [True, False, False]
@@ -264,7 +245,7 @@ class LayerNormGradient(Function):
             projected = project(v)
             weighed = projected if w is None else projected * w
             to_g = weighed if to_g is None else to_g + weighed
-            sent = projected, *((v * u).sum(ctx.dims, keepdim=True) for u in (normal, first))
+            sent = projected, (v * both).sum(ctx.dims, keepdim=True)
             if ctx.needs_input_grad[2]:
                 to_w = (g * projected).sum(tuple(range(v.ndim - len(ctx.shape))))
         if vw is not None:
