@@ -40,6 +40,18 @@ def test_more_probes_cost_as_many_times_more(problem):
     assert 100 < many.seconds / few.seconds < 10_000  # one timing each, on a machine that is busy
 
 
+def test_a_basis_is_estimated_in_the_precision_of_the_model(problem, monkeypatch):
+    monkeypatch.setattr("blockspectra.cost.in_use", lambda device, trim=True: 0)
+    block = whole(problem.model)
+    assert block.parameters[0].dtype == torch.float32
+    auto, named, double = (
+        estimate(problem, [block], 100, 1, basis=basis).memory
+        for basis in ("auto", "float32", "float64")
+    )
+    assert auto == named
+    assert double - auto == 4 * 100 * block.size
+
+
 def test_memory_holds_the_basis_and_every_batch(problem):
     block = whole(problem.model)
     kept, small = (

@@ -151,6 +151,22 @@ def test_orthogonality_is_lost_to_the_rounding_of_the_basis_and_no_further(name,
         assert ((w1 * n1**k).sum() - (w0 * n0**k).sum()).abs() < rounding * moment
 
 
+@pytest.mark.parametrize("name", EASY)
+def test_sums_are_in_float32_where_products_and_basis_are_and_lose_no_more_than_they(name):
+    matrix = symmetric(EASY[name])
+    exact = lanczos(lambda v: v @ matrix, gaussian(2, 300), 80)
+    found = lanczos(
+        lambda v: (v @ matrix).float(), gaussian(2, 300), 80, basis=torch.float32
+    )  # products are rounded, and so are the sums
+    assert (found.orthogonality < 2**-20).all()
+    for left, right in zip(found[:2], exact[:2], strict=True):
+        assert (left - right)[:, :20].abs().max() < 1e-4 * EASY[name].abs().max()
+    (n0, w0), (n1, w1) = (gauss_quadrature(*run[:3]) for run in (exact, found))
+    for k in range(1, 8):
+        moment = (w0 * n0.abs() ** k).sum(-1)
+        assert (((w1 * n1**k).sum(-1) - (w0 * n0**k).sum(-1)).abs() < 1e-5 * moment).all()
+
+
 def test_a_float32_basis_bears_an_outlier_of_any_size():
     eigenvalues = with_outlier(1e5)
     exact, found = (

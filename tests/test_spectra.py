@@ -104,6 +104,23 @@ def test_as_many_steps_as_parameters_find_every_eigenvalue_and_no_other(name):
         assert spectra.orthogonality.max() < 1e-12
 
 
+def test_the_basis_is_kept_in_the_precision_of_the_model_unless_another_is_named():
+    problem = setup("gpt", "tiny", samples=2).problem
+    blocks = partition(problem.model)[:2]
+    auto, named, double = (
+        block_spectra(problem, blocks, steps=20, probes=1, basis=basis)
+        for basis in ("auto", "float32", "float64")
+    )
+    assert auto.meta["basis"] == named.meta["basis"] == "float32"
+    assert np.array_equal(auto.alpha, named.alpha)
+    assert 1e-9 < auto.orthogonality.max() < 1e-5
+    assert double.orthogonality.max() < 1e-12
+    first = slice(0, 5)  # before rounding has been amplified
+    scale = np.abs(double.alpha).max()
+    np.testing.assert_allclose(auto.alpha[..., first], double.alpha[..., first], atol=1e-5 * scale)
+    assert measured("gpt").meta["basis"] == "float64"  # of a model in float64
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_traces_are_unbiased_and_the_largest_node_is_a_lower_bound(name):
     spectra = block_spectra(problem_of(name), blocks_of(name), steps=1, probes=24)
@@ -203,6 +220,11 @@ def test_steps_beyond_a_small_block_are_left_at_zero_and_counted():
         (lambda b: [b[0], b[0]], {}, "each once; got .'features.0', 'features.0'"),
         (lambda b: b, {"steps": 0}, "at least 1, not 0 and 10"),
         (lambda b: b, {"probes": 0}, "at least 1, not 100 and 0"),
+        (
+            lambda b: b,
+            {"basis": "float16"},
+            "Unknown basis 'float16': choose auto, or one of float64",
+        ),
     ],
 )
 def test_nothing_to_do_gets_one_sentence(blocks, arguments, sentence):

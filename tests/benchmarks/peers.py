@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from blockspectra import Problem, block_spectra, cross_entropy, full_spectrum, partition
 from blockspectra.blocks import Block
+from blockspectra.goals import BY_TWO
 from blockspectra.products import block_products, hessian_product
 from blockspectra.results import build_folder
 
@@ -89,7 +90,7 @@ def ours(problem: Problem, blocks: Sequence[Block], steps: int, probes: int) -> 
 def ours_by_two(problem: Problem, steps: int, probes: int, pair: bench.Pair) -> Peer:
     """Return this library in two processes of one thread."""
     return Peer(
-        "blockspectra, two processes",
+        BY_TWO,
         "blockspectra",
         'block_spectra(ranks="blocks"): two processes of one thread share the blocks',
         lambda block, vector: block_products(problem, [block], [vector])[0],
@@ -361,9 +362,7 @@ def measure(quick: bool) -> dict:
         }
         pair = bench.Pair(quick) if place == bench.TWO else None
         if pair:
-            makers["blockspectra, two processes"] = lambda s=(problem, steps, probes, pair): (
-                ours_by_two(*s)
-            )
+            makers[BY_TWO] = lambda s=(problem, steps, probes, pair): ours_by_two(*s)
         found = compared(problem, blocks, makers, repeats, place)
         if pair:
             pair.end()
