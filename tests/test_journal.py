@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -32,6 +33,7 @@ CASES = {
     "no basis": {"basis": "none"},
     "graphs made again": {"basis": "float32"},
     "probes together": {"together": 2},
+    "side by side": {"basis": "float32"},
 }
 
 
@@ -66,7 +68,12 @@ def compute(case, folder=None, problem=None, **changed):
         patch.setattr(journals, "SHARE", 1e9)  # of the time, for savings: no bound
         if case == "graphs made again":
             patch.setattr("blockspectra.slq.BlockHessians", MadeAgain)
+        before = torch.get_num_threads()
+        if case == "side by side":
+            patch.setattr("blockspectra.workers.LARGE", 0)
+            torch.set_num_threads(2)
         spectra = block_spectra(problem, partition(problem.model), checkpoint=folder, **settings)
+    torch.set_num_threads(before)
     return [spectra.alpha, spectra.beta, spectra.taken, spectra.orthogonality]
 
 
@@ -87,10 +94,11 @@ def undisturbed():
 def child(case, folder, output, begun, trap=None):
     """What the processes to be killed do."""
     torch.set_num_threads(1)
+    save = np.savez  # not what a trap may replace
     if trap:
         set_trap(*trap)
     begun.send(True)
-    np.savez(output, *compute(case, folder))
+    save(output, *compute(case, folder))
 
 
 def set_trap(place, number):
@@ -176,6 +184,7 @@ def test_runs_killed_at_random_moments_end_in_the_same_bits(case, undisturbed, s
     [
         ("half written", "float64 basis"),
         ("half written", "graphs made again"),
+        ("half written", "side by side"),
         ("not named", "bfloat16 basis"),
         ("named", "graphs made again"),
         ("not removed", "graphs made again"),
@@ -197,23 +206,26 @@ def test_runs_killed_within_a_write_end_in_the_same_bits(place, case, undisturbe
 
 
 @contextmanager
-def counted(stop=None):
+def counted(case, stop=None):
     """Count products; interrupt before the one after ``stop``."""
-    count, real = Counter(), BlockHessians.products
+    name = "kept_product" if case == "side by side" else "products"
+    count, lock, real = Counter(), Lock(), getattr(BlockHessians, name)
 
-    def products(hessians, wanted):
-        if stop is not None and count["products"] >= stop:
-            raise KeyboardInterrupt
-        count["products"] += sum(vector[..., 0].numel() for _, vector in wanted)
-        return real(hessians, wanted)
+    def products(hessians, *wanted):
+        pairs = [wanted] if case == "side by side" else wanted[0]
+        with lock:
+            if stop is not None and count["products"] >= stop:
+                raise KeyboardInterrupt
+            count["products"] += sum(vector[..., 0].numel() for _, vector in pairs)
+        return real(hessians, *wanted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(BlockHessians, "products", products)
+        patch.setattr(BlockHessians, name, products)
         yield count
 
 
 def interrupt(case, folder, after):
-    with counted(after), pytest.raises(KeyboardInterrupt):
+    with counted(case, after), pytest.raises(KeyboardInterrupt):
         compute(case, folder)
 
 
@@ -224,17 +236,17 @@ ALL = 2 * PROBES * STEPS  # products of a whole run
 @pytest.mark.parametrize("after", [0, 8, 16])
 def test_no_product_is_taken_twice(case, after, undisturbed, tmp_path):
     interrupt(case, tmp_path, after)
-    with counted() as count:
+    with counted(case) as count:
         assert same(compute(case, tmp_path), undisturbed[case])
     assert count["products"] == ALL - after
-    with counted() as count:
+    with counted(case) as count:
         assert same(compute(case, tmp_path), undisturbed[case])
     assert count["products"] == 0
 
 
 def test_more_probes_are_added_to_those_that_are_there(tmp_path):
     compute("float64 basis", tmp_path)
-    with counted() as count:
+    with counted("float64 basis") as count:
         found = compute("float64 basis", tmp_path, probes=PROBES + 1)
     assert count["products"] == ALL // PROBES
     assert same(found, compute("float64 basis", probes=PROBES + 1))
@@ -264,8 +276,9 @@ def test_savings_take_a_tenth_of_the_time_at_most(cost, times, tmp_path, monkeyp
         return path
 
     monkeypatch.setattr(journals, "save_arrays", save_arrays)
+    due = None
     while clock[0] < 200:
-        journal.keep({"run": run})
+        due = journal.keep({"run": run}, due)
         clock[0] += 1
     assert saved == pytest.approx(times, abs=3)
 
@@ -304,7 +317,7 @@ def test_a_damaged_file_is_named_and_computed_again(
     assert paths
     for path in paths:
         damage(path)
-    with counted() as count:
+    with counted(case) as count:
         assert same(compute(case, tmp_path), undisturbed[case])
     assert count["products"] == ALL - done + again
     said = capfd.readouterr().err
@@ -381,8 +394,7 @@ def test_a_process_that_does_not_write_leaves_the_folder_alone(tmp_path):
     run.absorb(torch.arange(3.0))
     writer, reader = Journal(tmp_path, about), Journal(tmp_path, about, writes=False)
     reader.resume("run", run)
-    reader.due = 0
-    reader.keep({"run": run})
+    reader.keep({"run": run}, due=0)
     reader.finish("run", run.result())
     assert left(tmp_path) == ["about.npz"]
     writer.finish("run", run.result())

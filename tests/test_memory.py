@@ -15,7 +15,7 @@ from torch import nn
 
 from blockspectra import Problem, block_spectra, partition
 from blockspectra.lockstep import Lockstep
-from blockspectra.memory import free, in_bytes, in_use, left_in_groups, readable
+from blockspectra.memory import at_most, free, groups, in_bytes, in_use, readable
 from blockspectra.products import BlockHessians
 
 CPU = torch.device("cpu")
@@ -72,41 +72,42 @@ def test_what_was_freed_is_not_in_use():
     assert in_use(CPU) < before + 10 * MIB
 
 
-def groups(tmp_path, own, **limits):
+def limits(tmp_path, own, **given):
     """A tree of control groups as the kernel shows it; each with 1 MiB used, half of it cache."""
-    for name, limit in limits.items():
+    for name, limit in given.items():
         folder = tmp_path / "mount" / name.replace("__", "/")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{MIB}\n")
         (folder / "memory.stat").write_text(f"anon {MIB // 2}\ninactive_file {MIB // 2}\n")
     (tmp_path / "own").write_text(own)
-    return left_in_groups(tmp_path / "mount", tmp_path / "own")
+    return groups(tmp_path / "mount", tmp_path / "own")
 
 
 def test_limits_of_all_groups_around_the_process_count(tmp_path):
-    left = groups(
+    found = limits(
         tmp_path, "0::/job/step/task\n", job=8 * MIB, job__step=4 * MIB, job__step__task="max"
     )
-    assert sorted(left) == [3.5 * MIB, 7.5 * MIB]
+    assert sorted(found) == [(4 * MIB, MIB // 2), (8 * MIB, MIB // 2)]
 
 
 def test_a_container_sees_its_limit_at_the_root(tmp_path):
-    assert groups(tmp_path, "0::/\n", **{"": 2 * MIB}) == [1.5 * MIB]
+    assert limits(tmp_path, "0::/\n", **{"": 2 * MIB}) == [(2 * MIB, MIB // 2)]
 
 
 @pytest.mark.parametrize("own", ["", "5:memory:/user\n", "0::/elsewhere\n"])
 def test_without_limits_there_are_none(tmp_path, own):
-    assert groups(tmp_path, own) == []
+    assert limits(tmp_path, own) == []
 
 
-def test_a_limit_that_is_used_up_leaves_nothing(tmp_path):
-    assert groups(tmp_path, "0::/job\n", job=MIB // 4) == [0]
-
-
-def test_a_limit_of_a_group_bounds_what_is_free(monkeypatch):
-    monkeypatch.setattr("blockspectra.memory.left_in_groups", lambda: [7 * MIB, 5 * MIB])
+def test_limits_bound_what_is_free_and_what_there_is(monkeypatch):
+    found = [(8 * MIB, MIB), (9 * MIB, 4 * MIB)]
+    monkeypatch.setattr("blockspectra.memory.groups", lambda: found)
     assert free(CPU) == 5 * MIB
+    assert at_most(None, CPU) == 8 * MIB
+    assert at_most("3MiB", CPU) == 3 * MIB
+    found.append((10 * MIB, 11 * MIB))  # used up
+    assert free(CPU) == 0
 
 
 # budgets
@@ -197,10 +198,3 @@ def test_the_peak_of_the_process_stays_within_the_budget(case, extra):
     seen = compute(case, extra)
     assert "refused" not in seen
     assert seen["peak"] < 1.2 * seen["budget"]
-
-
-@LINUX
-def test_print():
-    for b in BUDGETS:
-        s = compute(*b)
-        print(b, {k: v for k, v in s.items() if k != "bits"}, s["peak"] / s["budget"])

@@ -9,10 +9,11 @@ import torch
 from blockspectra.blocks import Block
 from blockspectra.lanczos import Lanczos
 from blockspectra.lockstep import run_bytes
-from blockspectra.memory import in_bytes, in_use, readable
+from blockspectra.memory import at_most, in_bytes, in_use, readable
 from blockspectra.problem import Problem
 from blockspectra.products import SCRATCH, GradientGraph
 from blockspectra.slq import BASES, known_basis, probe_vector
+from blockspectra.workers import Workers
 
 RECURRENCE = 5  # passes over a vector that a Lanczos step makes beside those over its basis
 SAMPLE = 2**20  # numbers in the vectors that Lanczos itself is timed with
@@ -87,24 +88,35 @@ def estimate(
         graph = GradientGraph(problem, batch, parameters)
         made = time.perf_counter() - start
         nbytes = graph.nbytes()
+        kept = nbytes * (batches + SCRATCH) <= budget - before
+        workers = Workers.fitting(
+            device,
+            int(nbytes * SCRATCH),
+            nbytes * batches,
+            at_most(memory, device) // 2 if len(blocks) * probes > 1 else 0,
+            budget - before - nbytes * (batches if kept else 1),
+        )
         for block in blocks:
             if (kind := tuple(map(id, block.parameters))) not in taken:
                 vector = probe_vector(0, block.name, 0, block.size).to(device)
-                taken[kind] = _seconds(lambda b=block, v=vector: graph.product(b, v), device)
-    per_number = _lanczos_seconds(max(block.size for block in blocks), BASES[basis], device)
+                same = [block] * workers.count, [vector] * workers.count
+                passed = _seconds(lambda same=same: workers.map(graph.product, *same), device)
+                taken[kind] = passed / workers.count
+    size = max(block.size for block in blocks)
+    per_number = _lanczos_seconds(size, BASES[basis], device, workers)
     seconds = 0.0
     for block in blocks:
         m = min(steps, block.size)
         rows = RECURRENCE + (m / 2 if basis != "none" else 0)
         product = batches * taken[tuple(map(id, block.parameters))]
         seconds += probes * m * (product + rows * block.size * per_number)
-    kept = nbytes * (batches + SCRATCH) <= budget - before
     need = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
     total = sum(min(steps, block.size) for block in blocks) * probes
     if not kept:  # all runs of a chunk share a graph that is made again for each batch
-        side_by_side = max(1, (budget - before - nbytes * (1 + SCRATCH)) // need)
+        left = budget - before - nbytes * (1 + SCRATCH * workers.count)
+        side_by_side = max(1, left // need)
         seconds += made * batches * max(steps, total / side_by_side)
-    peak = before + nbytes * ((batches if kept else 1) + SCRATCH) + need
+    peak = before + nbytes * (batches if kept else 1) + workers.count * (nbytes * SCRATCH + need)
     return Cost(total * batches, seconds, gradient, int(peak))
 
 
@@ -120,16 +132,19 @@ def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 2)
     return min(times)
 
 
-def _lanczos_seconds(size: int, basis: torch.dtype | None, device: torch.device) -> float:
+def _lanczos_seconds(
+    size: int, basis: torch.dtype | None, device: torch.device, workers: Workers
+) -> float:
     """Seconds of Lanczos itself for each number in each row of the basis that a step touches."""
     steps = 8
     size = max(4 * steps, min(size, SAMPLE))  # a smaller space could be exhausted before
     start, *vectors = torch.randn(1 + steps, size, dtype=torch.float32, device=device)
 
-    def run() -> None:
+    def run(_: int) -> None:
         lanczos = Lanczos(start, steps, basis=basis)
         for vector in vectors:  # what a product would be is of no consequence
             lanczos.absorb(vector)
 
     rows = sum(RECURRENCE + (j if basis is not None else 0) for j in range(1, steps + 1))
-    return _seconds(run, device) / (rows * size)
+    passed = _seconds(lambda: workers.map(run, range(workers.count)), device)
+    return passed / (workers.count * rows * size)

@@ -43,7 +43,6 @@ class Journal:
         self.folder, self.writes = Path(folder), writes
         about = json.loads(json.dumps(about))
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
-        self.due = time.monotonic() + INTERVAL
         self.kept: dict[str, int] = {}  # run → step up to which its basis is on disk
         self.files: dict[str, list[Path]] = {}  # run → its files until it ends
         found = self._read(self.folder / "about.npz")
@@ -69,11 +68,25 @@ class Journal:
             self._write(name, result._asdict())
             self._forget(name, self.files.get(name, []))
 
-    def keep(self, runs: Mapping[str, Lanczos]) -> None:
-        """Keep runs under way, for each of which `resume` was called, if it is time to."""
+    def keep(self, runs: Mapping[str, Lanczos], due: float | None = None) -> float:
+        """Keep runs under way, for each of which `resume` was called, if it is time to.
+
+        Parameters
+        ----------
+        runs : dict
+            By the name of their file.
+        due : float, optional
+            What the last call for such runs returned; None where this is the first.
+
+        Returns
+        -------
+        float
+            When it is time, in seconds of `time.monotonic`.
+        """
         began = time.monotonic()
-        if not self.writes or began < self.due:
-            return
+        due = began + INTERVAL if due is None else due
+        if not self.writes or began < due:
+            return due
         for name, run in runs.items():
             state, files = run.state(self.kept[name]), self.files.setdefault(name, [])
             if "basis" in state:  # before the state that needs it
@@ -83,7 +96,7 @@ class Journal:
             self.kept[name] = run.step
             self._forget(name, _of_kind("state", files)[:-STATES])
         now = time.monotonic()
-        self.due = now + max(INTERVAL, (now - began) / SHARE)
+        return now + max(INTERVAL, (now - began) / SHARE)
 
     def resume(self, name: str, run: Lanczos) -> None:
         """Bring a new run to where it was kept last, as far as the files are whole."""

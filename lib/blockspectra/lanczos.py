@@ -143,6 +143,11 @@ class Lanczos:
         self.scale, self.alive, self.done, self.step = scale, alive, done, j + 1
         self.previous, self.current = self.current, current
 
+    @property
+    def unwritten(self) -> int:
+        """Bytes of the basis that further steps will fill."""
+        return 0 if self.basis is None else self.basis[..., self.step :, :].nbytes
+
     def result(self) -> Tridiagonal:
         """Return the coefficients of the steps taken so far."""
         loss = torch.full_like(self.scale, torch.nan)

@@ -1,8 +1,10 @@
 """Many Lanczos runs side by side, with one list of products a step, within a budget of memory."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from dataclasses import dataclass, field
+from threading import Event, Lock
 
 import torch
 
@@ -71,20 +73,21 @@ class Lockstep:
     ended: Callable[[Unit, Lanczos], bool]
     advanced: Callable[[int], None]
     journal: Journal | None = None
+    lock: Lock = field(default_factory=Lock)  #: for `advanced`
 
     def run(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Tridiagonal]]:
         """Bring all runs to their end, as many at a time as fit, and yield each when it ends.
 
-        With all graphs kept they go one after the other, which needs least memory; otherwise side
-        by side, so that each batch's graph is made once a step for all of them. Where memory runs
-        out all the same, half of them wait.
+        With all graphs kept they go one after the other, which needs least memory, or one for each
+        worker, without waiting for one another; otherwise side by side, so that each batch's graph
+        is made once a step for all of them. Where memory runs out all the same, some wait.
 
         Raises
         ------
         OutOfMemory
             If not even one run fits.
         """
-        waiting, running = deque(), {}
+        waiting = deque()
         for unit in units:
             known = self.journal.finished(unit.name) if self.journal else None
             if known is None:
@@ -92,6 +95,12 @@ class Lockstep:
             else:
                 self.advanced(int(known.taken.sum()))
                 yield unit, known
+        if self.hessians.workers.single and self.hessians.ranks.parts == 1:
+            yield from self._apart(waiting)
+        yield from self._together(waiting)
+
+    def _together(self, waiting: deque[Unit]) -> Iterator[tuple[Unit, Tridiagonal]]:
+        running, due = {}, None
         while waiting or running:
             try:
                 if not running:
@@ -109,15 +118,75 @@ class Lockstep:
                         self.journal.finish(unit.name, result)
                     yield unit, result
             if self.journal:
-                self.journal.keep({unit.name: run for unit, run in running.items()})
+                due = self.journal.keep({unit.name: run for unit, run in running.items()}, due)
 
-    def _begin(self, waiting: deque[Unit], running: dict[Unit, Lanczos]) -> None:
-        """Move units that are to be run side by side now from those that wait."""
-        for unit, host in self._chunk(waiting):
+    def _apart(self, waiting: deque[Unit]) -> Iterator[tuple[Unit, Tridiagonal]]:
+        """Bring runs to their end, each by a worker, for as long as graphs are kept."""
+        workers, running, stop = self.hessians.workers, {}, Event()
+        try:
+            while self.hessians.kept and (waiting or running):
+                if waiting and len(running) < workers.count:
+                    begun = {}
+                    try:
+                        self._begin(waiting, begun, [run for _, run in running.values()])
+                    except (OutOfMemory, RuntimeError, MemoryError) as error:
+                        self._fewer(waiting, running, error)
+                        continue
+                    for unit in list(begun):  # and no name but those in `running` is left
+                        call = workers.submit(self._to_its_end, unit, begun[unit], stop)
+                        running[call] = unit, begun.pop(unit)
+                call = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
+                unit, run = running.pop(call)
+                steps = run.step * len(unit.probes)
+                del run
+                if error := call.exception():
+                    self.advanced(-steps)
+                    waiting.appendleft(unit)
+                    self._fewer(waiting, running, error)
+                    continue
+                if self.journal:
+                    self.journal.finish(unit.name, call.result())
+                yield unit, call.result()
+        finally:
+            stop.set()
+            wait(running)
+
+    def _fewer(self, waiting: deque[Unit], running: dict, error: BaseException) -> None:
+        """Have fewer workers, or only one: make room."""
+        workers = self.hessians.workers
+        if not is_out_of_memory(error):
+            raise error
+        if running or workers.count > 1:
+            workers.limit(workers.count // 2)
+        else:
+            self._make_room(waiting, {}, error)
+
+    def _to_its_end(self, unit: Unit, run: Lanczos, stop: Event) -> Tridiagonal | None:
+        """Take all steps of a run; none any more once it is told to stop."""
+        due = None
+        while not (run.step and (run.done or self.ended(unit, run))):
+            if stop.is_set():
+                return None
+            run.absorb(self.hessians.kept_product(unit.block, run.current))
+            with self.lock:
+                self.advanced(len(unit.probes))
+            if self.journal:
+                due = self.journal.keep({unit.name: run}, due)
+        return run.result()
+
+    def _begin(
+        self, waiting: deque[Unit], running: dict[Unit, Lanczos], beside: Sequence[Lanczos] = ()
+    ) -> None:
+        """Move units that are to be run side by side now, and beside others, from those waiting."""
+        for unit, host in self._chunk(waiting, beside):
             try:
                 running[unit] = self._new(unit, host)
             except (RuntimeError, MemoryError) as error:
-                if not running or not is_out_of_memory(error) or self.hessians.ranks.parts > 1:
+                if (
+                    not (running or beside)
+                    or not is_out_of_memory(error)
+                    or self.hessians.ranks.parts > 1
+                ):
                     raise
                 return  # those that were begun go first
             waiting.popleft()
@@ -125,36 +194,44 @@ class Lockstep:
     def _step(self, running: dict[Unit, Lanczos]) -> None:
         """Take one step with each run."""
         products = self.hessians.products([(u.block, run.current) for u, run in running.items()])
-        for (unit, run), product in zip(running.items(), products, strict=True):
-            run.absorb(product)
-            self.advanced(len(unit.probes))
+        before = _taken(running)
+        try:
+            self.hessians.workers.map(Lanczos.absorb, running.values(), products)
+        finally:
+            self.advanced(_taken(running) - before)
 
-    def _chunk(self, waiting: deque[Unit]) -> list[tuple[Unit, torch.device | None]]:
-        """Units to be run side by side now, and where their bases go if not beside the model."""
+    def _chunk(
+        self, waiting: deque[Unit], beside: Sequence[Lanczos]
+    ) -> list[tuple[Unit, torch.device | None]]:
+        """Units to be begun now, and where their bases go if not beside the model."""
         device = waiting[0].block.parameters[0].device
-        rest = self.hessians.nbytes * (SCRATCH + (not self.hessians.kept))
+        workers = self.hessians.workers.count
+        rest = self.hessians.nbytes * (SCRATCH * workers + (not self.hessians.kept))
+        if device.type == "cpu":  # memory that was asked for is in use once it is written to
+            rest += sum(run.unwritten for run in beside)
         room = self.budget - rest - in_use(device, trim=False)
         if not self.hessians.kept or self._need(waiting[0], self.basis) > room:
             room = self.budget - rest - in_use(device)
         hosts, needs = [], []
+        most = workers - len(beside) if self.hessians.kept else len(waiting)
         for unit in waiting:
             away = device.type == "cuda" and self._need(unit, self.basis) > room * len(unit.probes)
             hosts.append(torch.device("cpu") if away else None)
             needs.append(self._need(unit, None if away else self.basis))
-        if needs[0] > room and len(waiting[0].probes) == 1:
-            raise OutOfMemory(
-                f"{self.steps} Lanczos steps with {waiting[0].block!r} take "
-                f"{readable(needs[0])}, and {readable(max(0, room))} are left: take fewer steps, "
-                f"basis='float32', 'bfloat16' or 'none', or raise `memory`."
-            )
-        count, most = 0, 1 if self.hessians.kept else len(waiting)
-        while count < most and (room := room - needs[count]) >= 0:
+        count, left = 0, room
+        while count < min(most, len(needs)) and (left := left - needs[count]) >= 0:
             count += 1
         count = self.hessians.ranks.least(count)  # all take as many as the one with least room
-        if not count:  # several probes that do not fit together
+        if count or beside:
+            return list(zip(waiting, hosts, strict=True))[:count]
+        if len(waiting[0].probes) > 1:  # several that do not fit together
             waiting.extendleft(reversed(waiting.popleft().split()))
-            return self._chunk(waiting)
-        return list(zip(waiting, hosts, strict=True))[:count]
+            return self._chunk(waiting, beside)
+        raise OutOfMemory(
+            f"{self.steps} Lanczos steps with {waiting[0].block!r} take "
+            f"{readable(needs[0])}, and {readable(max(0, room))} are left: take fewer steps, "
+            f"basis='float32', 'bfloat16' or 'none', or raise `memory`."
+        )
 
     def _need(self, unit: Unit, basis: torch.dtype | None) -> int:
         return len(unit.probes) * run_bytes(unit.block.size, self.steps, basis)
@@ -185,3 +262,7 @@ class Lockstep:
             waiting.extendleft(reversed(halves))
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _taken(running: dict[Unit, Lanczos]) -> int:
+    return sum(run.step * len(unit.probes) for unit, run in running.items())

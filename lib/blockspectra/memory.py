@@ -35,6 +35,15 @@ def in_bytes(memory: str | int | None, device: torch.device) -> int:
         raise ValueError(f"memory={memory!r} is no amount: write it like '4GiB'.") from None
 
 
+def at_most(memory: str | int | None, device: torch.device) -> int:
+    """Turn a budget into bytes, the same at each call: None is all that there is, in use or not."""
+    if memory is not None:
+        return in_bytes(memory, device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return min([psutil.virtual_memory().total, *(most for most, _ in groups())])
+
+
 def readable(size: float) -> str:
     """Write a number of bytes as people read it."""
     unit = "GiB" if size >= UNITS["GiB"] else "MiB"
@@ -63,17 +72,18 @@ def free(device: torch.device) -> int:
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused
-    return min([psutil.virtual_memory().available, *left_in_groups()])
+    left = [max(0, most - used) for most, used in groups()]
+    return min([psutil.virtual_memory().available, *left])
 
 
-def left_in_groups(
+def groups(
     mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")
-) -> list[int]:
-    """Bytes left in each control group with a limit that this process is in (Linux, version 2).
+) -> list[tuple[int, int]]:
+    """Limit and use, in bytes, of each control group with a limit that this process is in.
 
-    Beyond a limit, which containers and job schedulers set, the kernel kills.
+    Beyond a limit, which containers and job schedulers set, the kernel kills. (Linux, version 2.)
     """
-    left = []
+    found = []
     lines = own.read_text().splitlines() if own.exists() else []
     for group in (Path(line[3:]).relative_to("/") for line in lines if line.startswith("0::")):
         for folder in (mount / part for part in (group, *group.parents)):
@@ -81,5 +91,5 @@ def left_in_groups(
             if limit.exists() and (most := limit.read_text().strip()) != "max":
                 stat = dict(x.split() for x in (folder / "memory.stat").read_text().splitlines())
                 used = int((folder / "memory.current").read_text()) - int(stat["inactive_file"])
-                left.append(max(0, int(most) - used))
-    return left
+                found.append((int(most), used))
+    return found

@@ -27,6 +27,7 @@ from blockspectra.memory import readable
 from blockspectra.problem import Problem
 from blockspectra.ranks import Ranks
 from blockspectra.twice import CheapTwice
+from blockspectra.workers import Workers
 
 SCRATCH = 2.0  # what a product needs beside the graph, as a share of it; measured: 0.4 to 1.9
 
@@ -96,6 +97,10 @@ class BlockHessians:
     the budget; otherwise they are done again for each list of products, once for all blocks and
     vectors in it. The results are the same to the bit on a CPU.
 
+    On a CPU with several threads, the products of a list are made side by side by one thread each,
+    where graphs are large enough for that to be faster and there is ``room``. Results are then
+    those of one thread to the bit, with however many workers the budget leaves room for.
+
     Parameters
     ----------
     problem : Problem
@@ -103,7 +108,10 @@ class BlockHessians:
     blocks : iterable of Block
         Those that products will be asked for.
     budget : int, optional
-        Bytes for graphs and for what a product needs beside them; no bound if None.
+        Bytes for graphs and for what products need beside them; no bound if None.
+    room : int
+        Bytes that graphs and products of all threads may take to be made side by side; unlike
+        ``budget`` the same in each run, for the bits depend on it. By default they are not.
     ranks : Ranks, optional
         The processes that share the batches; by default this one has them all.
 
@@ -111,6 +119,8 @@ class BlockHessians:
     ----------
     kept : bool
         Whether all graphs are kept.
+    workers : Workers
+        Those that make the products.
 
     Raises
     ------
@@ -126,6 +136,7 @@ class BlockHessians:
         blocks: Iterable[Block],
         *,
         budget: int | None = None,
+        room: int = 0,
         ranks: Ranks | None = None,
     ):
         self.problem, self.ranks = problem, ranks or Ranks()
@@ -133,7 +144,7 @@ class BlockHessians:
         self.batches = self.ranks.share(list(zip(problem.batches, problem.weights, strict=True)))
         first, *others = self.batches
         graphs = [self._graph(first)]
-        self.nbytes = graphs[0].nbytes() if budget is not None else 0  # of one graph
+        self.nbytes = graphs[0].nbytes()  # of one graph
         if budget is not None and self.nbytes * (1 + SCRATCH) > budget:
             raise OutOfMemory(
                 f"The graph of one batch and a product with it take about "
@@ -142,6 +153,15 @@ class BlockHessians:
             )
         fits = budget is None or self.nbytes * (len(self.batches) + SCRATCH) <= budget
         self.kept = bool(self.ranks.least(fits))  # what is multiplied together depends on it
+        held = self.nbytes * (len(self.batches) if self.kept else 1)
+        self.workers = Workers.fitting(
+            self.parameters[0].device,
+            int(self.nbytes * SCRATCH),
+            self.nbytes * len(self.batches),
+            room,
+            None if budget is None else budget - held,
+        )
+        self.workers.limit(self.ranks.least(self.workers.count))
         self.graphs = graphs if self.kept else []
         try:
             self.graphs += map(self._graph, others if self.kept else [])
@@ -164,14 +184,17 @@ class BlockHessians:
         list of Tensor
             In the parameters' dtype; float64 sums where there are several batches.
         """
-        if self.kept and len(self.graphs) == self.ranks.parts == 1:
-            return [self.graphs[0].product(*pair) for pair in wanted]
+        if self.kept and self.ranks.parts == 1:
+            return self.workers.map(self.kept_product, *zip(*wanted, strict=True))
         totals = [0.0] * len(wanted)
         for i, (batch, weight) in enumerate(self.batches):
             graph = self.graphs[i] if self.kept else self._graph((batch, weight))
-            for j, pair in enumerate(wanted):
-                totals[j] = totals[j] + weight * graph.product(*pair).double()
-            del graph  # before the next one is made
+
+            def added(total, pair, weight=weight, graph=graph):
+                return total + weight * graph.product(*pair).double()
+
+            totals = self.workers.map(added, totals, wanted)
+            del graph, added  # before the next one is made
         totals = self.ranks.sum(totals, [vector for _, vector in wanted])
         return [
             t.to(block.parameters[0].dtype) for t, (block, _) in zip(totals, wanted, strict=True)
@@ -180,6 +203,16 @@ class BlockHessians:
     def product(self, block: Block, vector: Tensor) -> Tensor:
         """One block of the Hessian times a vector."""
         return self.products([(block, vector)])[0]
+
+    def kept_product(self, block: Block, vector: Tensor) -> Tensor:
+        """Make one product in the thread that calls; all graphs are kept, here."""
+        if len(self.graphs) == 1:
+            return self.graphs[0].product(block, vector)
+        weighted = zip(self.graphs, self.batches, strict=True)
+        total = sum(
+            weight * graph.product(block, vector).double() for graph, (_, weight) in weighted
+        )
+        return total.to(block.parameters[0].dtype)
 
     def drop(self) -> None:
         """Keep the graphs no longer: from now on they are made again for each list of products."""

@@ -16,7 +16,7 @@ from blockspectra.blocks import Block, whole
 from blockspectra.double_backward import OutOfMemory
 from blockspectra.journal import Journal
 from blockspectra.lockstep import Lockstep, Unit, run_bytes
-from blockspectra.memory import in_bytes, in_use, readable
+from blockspectra.memory import at_most, in_bytes, in_use, readable
 from blockspectra.probing import Probing
 from blockspectra.problem import Problem
 from blockspectra.products import BlockHessians
@@ -54,7 +54,9 @@ def block_spectra(
     The cost is one gradient a batch, then ``len(blocks) × probes × steps`` products; a block's
     costs about half a gradient on average, the full one about two. A block's result depends on
     (seed, its name, the probe's number) alone: not on the other blocks, their order, or how many
-    probes there are, and on a CPU not on ``memory`` or on having been killed and resumed.
+    probes there are, and on a CPU not on having been killed and resumed. (Its last bits depend on
+    how many threads a product is made by: one where several are made side by side, which takes
+    more than one run, a large model and half of ``memory``; all otherwise.)
 
     Parameters
     ----------
@@ -149,10 +151,12 @@ def block_spectra(
         team.agree(about | {"ranks": ranks, "checkpoint": found if team.parts > 1 else None})
         journal = Journal(checkpoint, about, writes=team.writes) if checkpoint else None
         least = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
+        room = at_most(memory, device) // 2 // team.neighbours  # the rest for what is not ours
         hessians = BlockHessians(
             problem,
             blocks,
             budget=budget - in_use(device, trim=tight) - (least if device.type == "cpu" else 0),
+            room=room if len(blocks) * probes > 1 else 0,
             ranks=team,
         )
         probing = Probing(blocks, steps, probes, tolerance, team.mine)
@@ -167,6 +171,8 @@ def block_spectra(
             meta["tolerance"] = tolerance
         graphs = "kept graphs" if hessians.kept else "a graph made again each step"
         meta["products"] = f"double backward on {graphs}, {together} at a time ({chosen})"
+        if hessians.workers.single:
+            meta["products"] += ", side by side by one thread each"
         meta["basis"] = basis
         return probing.spectra(meta, team.merge)
 
