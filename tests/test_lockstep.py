@@ -16,9 +16,10 @@ from blockspectra import Problem, block_spectra, cross_entropy, lockstep, partit
 from blockspectra.blocks import Block, Piece
 from blockspectra.double_backward import OutOfMemory
 from blockspectra.lanczos import Lanczos, lanczos
-from blockspectra.lockstep import Lockstep, Unit, run_bytes
+from blockspectra.lockstep import Lockstep
 from blockspectra.products import SCRATCH, BlockHessians
 from blockspectra.ranks import Ranks
+from blockspectra.units import Unit, run_bytes
 from blockspectra.workers import Workers
 
 ERRORS = [

@@ -8,11 +8,11 @@ import torch
 
 from blockspectra.blocks import Block
 from blockspectra.lanczos import Lanczos
-from blockspectra.lockstep import run_bytes
 from blockspectra.memory import at_most, in_bytes, in_use, readable
 from blockspectra.problem import Problem
 from blockspectra.products import SCRATCH, GradientGraph
 from blockspectra.slq import BASES, known_basis, probe_vector
+from blockspectra.units import run_bytes
 from blockspectra.workers import Workers
 
 RECURRENCE = 5  # passes over a vector that a Lanczos step makes beside those over its basis

@@ -8,40 +8,12 @@ from threading import Event, Lock
 
 import torch
 
-from blockspectra.blocks import Block
 from blockspectra.double_backward import OutOfMemory, explained, is_out_of_memory
 from blockspectra.journal import Journal
 from blockspectra.lanczos import Lanczos, Tridiagonal
 from blockspectra.memory import in_use, readable
 from blockspectra.products import SCRATCH, BlockHessians
-
-VECTORS = 6  # float64 vectors a run needs beside its basis: three of its own, three on the way
-
-
-def run_bytes(size: int, steps: int, basis: torch.dtype | None) -> int:
-    """Bytes that one Lanczos run over a block of this size takes."""
-    kept = min(steps, size) * basis.itemsize if basis is not None else 0
-    return size * (8 * VECTORS + kept)
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Some probes of a block, advanced by one product."""
-
-    number: int  #: of the block among all
-    block: Block
-    probes: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """What its file is called."""
-        probes = "-".join(map(str, self.probes))
-        return f"block{self.number:05d}-probe{probes}"
-
-    def split(self) -> list["Unit"]:
-        """Cut it in two halves of the probes."""
-        half = len(self.probes) // 2
-        return [Unit(self.number, self.block, p) for p in (self.probes[:half], self.probes[half:])]
+from blockspectra.units import Unit, run_bytes
 
 
 @dataclass(frozen=True)
@@ -93,7 +65,7 @@ class Lockstep:
             if known is None:
                 waiting.append(unit)
             else:
-                self.advanced(int(known.taken.sum()))
+                self._count(int(known.taken.sum()))
                 yield unit, known
         if self.hessians.workers.single and self.hessians.ranks.parts == 1:
             yield from self._apart(waiting)
@@ -140,7 +112,7 @@ class Lockstep:
                 steps = run.step * len(unit.probes)
                 del run
                 if error := call.exception():
-                    self.advanced(-steps)
+                    self._count(-steps)
                     waiting.appendleft(unit)
                     self._fewer(waiting, running, error)
                     continue
@@ -161,18 +133,21 @@ class Lockstep:
         else:
             self._make_room(waiting, {}, error)
 
+    def _count(self, steps: int) -> None:
+        with self.lock:
+            self.advanced(steps)
+
     def _to_its_end(self, unit: Unit, run: Lanczos, stop: Event) -> Tridiagonal | None:
         """Take all steps of a run; none any more once it is told to stop."""
         due = None
-        while not (run.step and (run.done or self.ended(unit, run))):
-            if stop.is_set():
-                return None
+        while not stop.is_set():
             run.absorb(self.hessians.kept_product(unit.block, run.current))
-            with self.lock:
-                self.advanced(len(unit.probes))
+            self._count(len(unit.probes))
+            if run.done or self.ended(unit, run):
+                return run.result()
             if self.journal:
                 due = self.journal.keep({unit.name: run}, due)
-        return run.result()
+        return None
 
     def _begin(
         self, waiting: deque[Unit], running: dict[Unit, Lanczos], beside: Sequence[Lanczos] = ()
@@ -198,7 +173,7 @@ class Lockstep:
         try:
             self.hessians.workers.map(Lanczos.absorb, running.values(), products)
         finally:
-            self.advanced(_taken(running) - before)
+            self._count(_taken(running) - before)
 
     def _chunk(
         self, waiting: deque[Unit], beside: Sequence[Lanczos]
@@ -240,7 +215,7 @@ class Lockstep:
         run = Lanczos(self.start(unit), self.steps, basis=self.basis, device=host)
         if self.journal:
             self.journal.resume(unit.name, run)
-            self.advanced(run.step * len(unit.probes))
+            self._count(run.step * len(unit.probes))
         return run
 
     def _make_room(self, waiting: deque[Unit], running: dict[Unit, Lanczos], error) -> None:
@@ -257,7 +232,7 @@ class Lockstep:
             raise error if isinstance(error, OutOfMemory) else explained(error) from error
         for unit in reversed(back):
             run = running.pop(unit, None)
-            self.advanced(-run.step * len(unit.probes) if run else 0)
+            self._count(-run.step * len(unit.probes) if run else 0)
             halves = unit.split() if len(units) <= 1 else [unit]
             waiting.extendleft(reversed(halves))
         if torch.cuda.is_available():

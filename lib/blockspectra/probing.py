@@ -7,9 +7,9 @@ import torch
 
 from blockspectra.blocks import Block
 from blockspectra.lanczos import Lanczos, Tridiagonal
-from blockspectra.lockstep import Unit
 from blockspectra.spectra import Spectra
 from blockspectra.stopping import enough_steps, probes_needed, spectrum_error
+from blockspectra.units import Unit
 
 EVERY = 10  # steps between two looks at whether there are enough
 BY_STEPS = 0.9  # share of a tolerance that too few steps may take up where more were not allowed:

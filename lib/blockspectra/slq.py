@@ -15,7 +15,7 @@ from tqdm import tqdm
 from blockspectra.blocks import Block, whole
 from blockspectra.double_backward import OutOfMemory
 from blockspectra.journal import Journal
-from blockspectra.lockstep import Lockstep, Unit, run_bytes
+from blockspectra.lockstep import Lockstep
 from blockspectra.memory import at_most, in_bytes, in_use, readable
 from blockspectra.probing import Probing
 from blockspectra.problem import Problem
@@ -23,6 +23,7 @@ from blockspectra.products import BlockHessians
 from blockspectra.ranks import Ranks
 from blockspectra.results import code_version
 from blockspectra.spectra import Spectra
+from blockspectra.units import Unit, run_bytes
 
 BASES = {
     "float64": torch.float64,
