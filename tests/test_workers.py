@@ -32,15 +32,14 @@ def threads_in_use(_=None):
 
 
 def test_each_worker_uses_one_thread_and_the_program_as_many_as_before(four_threads):
-    workers = Workers(3, single=True)
+    workers, found = Workers(3, single=True), []
     for _ in range(3):  # a worker that was begun earlier is not changed by what comes later
+        later = Thread(target=lambda: found.append(threads_in_use()))
+        later.start()
+        later.join()
         assert workers.map(threads_in_use, range(12)) == [1] * 12
         assert threads_in_use() == 4
-    found = []
-    later = Thread(target=lambda: found.append(threads_in_use()))
-    later.start()
-    later.join()
-    assert found == [4]
+    assert found == [4] * 3
 
 
 def test_they_work_at_the_same_time_and_results_keep_their_order(four_threads):

@@ -115,6 +115,7 @@ class Lockstep:
                     self._count(-steps)
                     waiting.appendleft(unit)
                     self._fewer(waiting, running, error)
+                    del call, error  # whose traceback holds the run
                     continue
                 if self.journal:
                     self.journal.finish(unit.name, call.result())

@@ -7,6 +7,7 @@ shared. Each has the bits that one thread gives, however many there are.
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from threading import Barrier
 from typing import Any
 
 import torch
@@ -54,17 +55,20 @@ class Workers:
 
     def limit(self, count: int) -> None:
         """Have so many threads from now on, at least one."""
-        self.count = max(1, count)
-        self._pool = (
-            ThreadPoolExecutor(self.count, "blockspectra", _use_one_thread) if self.single else None
-        )
+        self.count, self._pool = max(1, count), None
+        if self.single:
+            threads, begun = torch.get_num_threads(), Barrier(self.count + 1)
+            self._pool = ThreadPoolExecutor(self.count, "blockspectra", _use_one_thread)
+            for _ in range(
+                self.count
+            ):  # all threads, now: each sets what other new ones start with
+                self._pool.submit(begun.wait)
+            begun.wait()
+            torch.set_num_threads(threads)
 
     def submit(self, function: Callable, *given: Any) -> Future:
         """Have a function called by a thread that is `single`."""
-        threads = torch.get_num_threads()
-        call = self._pool.submit(function, *given)
-        torch.set_num_threads(threads)  # a worker's own number would be the next new thread's
-        return call
+        return self._pool.submit(function, *given)
 
     def map(self, function: Callable, *arguments: Iterable) -> list[Any]:
         """Call a function with each set of arguments; the results in their order.
