@@ -36,7 +36,7 @@ PINS = (
     "hessian-eigenthings==1.0.0a5",
     "pyhessian==0.1",
 )
-STEPS, PROBES, REPEATS = 8, 2, 3  # all take time in proportion to steps × probes
+STEPS, PROBES, REPEATS = 8, 2, 2  # all take time in proportion to steps × probes
 FULL_STEPS = 10
 
 
