@@ -25,6 +25,7 @@ from blockspectra import journal as journals
 from blockspectra.journal import STATES, Journal
 from blockspectra.lanczos import Lanczos
 from blockspectra.products import BlockHessians
+from torch_threads import threads
 
 STEPS, PROBES = 6, 2
 CASES = {
@@ -63,17 +64,15 @@ def compute(case, folder=None, problem=None, **changed):
     """Coefficients of all runs, kept in a folder after every step."""
     problem = problem or small(batches=3 if case == "graphs made again" else 2)
     settings = {"steps": STEPS, "probes": PROBES} | CASES[case] | changed
-    with pytest.MonkeyPatch.context() as patch:
+    number = 2 if case == "side by side" else torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, threads(number):
         patch.setattr(journals, "INTERVAL", 0)
         patch.setattr(journals, "SHARE", 1e9)  # of the time, for savings: no bound
         if case == "graphs made again":
             patch.setattr("blockspectra.slq.BlockHessians", MadeAgain)
-        before = torch.get_num_threads()
         if case == "side by side":
             patch.setattr("blockspectra.workers.LARGE", 0)
-            torch.set_num_threads(2)
         spectra = block_spectra(problem, partition(problem.model), checkpoint=folder, **settings)
-    torch.set_num_threads(before)
     return [spectra.alpha, spectra.beta, spectra.taken, spectra.orthogonality]
 
 

@@ -21,6 +21,7 @@ from blockspectra.products import SCRATCH, BlockHessians
 from blockspectra.ranks import Ranks
 from blockspectra.units import Unit, run_bytes
 from blockspectra.workers import Workers
+from torch_threads import threads
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
@@ -316,15 +317,6 @@ class MadeAgain(BlockHessians):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.drop()
-
-
-@contextmanager
-def threads(number):
-    """Have PyTorch use so many."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    yield
-    torch.set_num_threads(before)
 
 
 @contextmanager
