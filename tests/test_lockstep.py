@@ -121,6 +121,14 @@ def test_runs_go_one_after_the_other_where_graphs_are_kept():
     assert steps == len(matrices.asked)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+def test_to_begin_a_run_costs_no_more_the_more_of_them_wait(kept, monkeypatch):
+    matrices, calls = Matrices([2] * 20, kept=kept), []
+    monkeypatch.setattr(lockstep, "run_bytes", lambda *asked: calls.append(1) or run_bytes(*asked))
+    runs_of(matrices, single(matrices, 10))
+    assert len(calls) <= 3 * 200
+
+
 def test_as_many_go_side_by_side_as_fit_and_the_others_follow(monkeypatch):
     monkeypatch.setattr(lockstep, "in_use", lambda device, trim=True: 1000)
     matrices = Matrices([50, 50, 50, 20, 20], nbytes=400)
@@ -370,7 +378,7 @@ PLACES = {
     "a projection": (Lanczos, "_project_out"),
 }
 # calls before there is anything that could wait: with kept graphs, these could be given up
-NEEDED = {"a graph": 2, "a product": 2}
+NEEDED = {"a graph": 1, "a product": 2}
 ALONE = NEEDED | {"a run": 1, "its basis": 1}
 HOW = ["kept", "made again", "apart"]  # apart: graphs are kept too, and threads share the runs
 
@@ -431,7 +439,7 @@ def test_a_checkpoint_goes_on_after_memory_ran_out(how, undisturbed, tmp_path, m
 def test_where_nothing_helps_there_is_one_sentence(how, place, batches, error):
     numbers = range(1 + NEEDED.get(place, 0), 10**6)
     if place == "a graph" and batches == 1:
-        numbers = range(2, 10**6)  # the only one
+        numbers = range(1, 10**6)  # the only one
     with failing(place, error, numbers), pytest.raises(OutOfMemory) as caught:
         compute(how, batches=batches)
     assert "use smaller batches" in str(caught.value)

@@ -5,6 +5,7 @@ leave a symmetric matrix of the right size. Oracles: closed forms, `torch.func`,
 differences, and the Hessian of a larger block.
 """
 
+import weakref
 from copy import deepcopy
 from functools import cache
 
@@ -14,11 +15,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call, grad, hessian, vmap
 
-from blockspectra import Problem, block_spectra, cross_entropy, partition
+from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
 from blockspectra.blocks import Block, Piece, whole
+from blockspectra.gradient_graph import GradientGraph
 from blockspectra.models import GPT, gpt
-from blockspectra.products import block_products, dense_hessian, hessian_product
+from blockspectra.products import BlockHessians, block_products, dense_hessian, hessian_product
 from blockspectra.setups import ARCHITECTURES, setup
+from custom_functions import OnceOnly
 
 
 def gaussian(*shape, seed=0):
@@ -336,3 +339,38 @@ def test_a_block_too_large_for_a_dense_hessian_is_refused():
     problem = problem_of("vgg")
     with pytest.raises(ValueError, match="216 parameters, above the limit of 200"):
         dense_hessian(problem, partition(problem.model)[0], limit=200)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_the_graph_of_the_check_is_not_made_again_and_not_held_on_to(kept, monkeypatch):
+    problem, graphs, alive = problem_of("mixer", batches=2), [], []
+    make, fit = GradientGraph.__init__, BlockHessians.__init__
+
+    def counted(graph, *arguments):
+        graphs.append(weakref.ref(graph))
+        alive.append(sum(one() is not None for one in graphs))
+        make(graph, *arguments)
+
+    def tight(hessians, *arguments, known, **settings):
+        budget = (4 if kept else 3) * known.nbytes()  # products take two beside the graphs
+        fit(hessians, *arguments, known=known, **settings | {"budget": budget})
+
+    monkeypatch.setattr(GradientGraph, "__init__", counted)
+    monkeypatch.setattr(BlockHessians, "__init__", tight)
+    block_spectra(problem, partition(problem.model), steps=3, probes=2)
+    assert len(graphs) == (2 if kept else 1 + 2 * 3)
+    assert max(alive) == (2 if kept else 1)
+
+
+def test_a_function_that_is_no_way_to_the_block_is_no_obstacle():
+    torch.manual_seed(0)
+    model, data = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double(), gaussian(6, 3)
+
+    def problem(between):
+        return Problem(model, lambda m, x: m[1](between(m[0](x))).exp().mean(), [data])
+
+    last = partition(model)[-1]
+    found, expected = (dense_hessian(problem(f), last) for f in (OnceOnly.apply, torch.square))
+    close(found, expected, 1e-13)
+    with pytest.raises(ProblemError, match="once_differentiable"):
+        dense_hessian(problem(OnceOnly.apply), whole(model))

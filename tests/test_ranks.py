@@ -24,6 +24,7 @@ from blockspectra import (
     Spectra,
     block_spectra,
     full_spectrum,
+    gradient_graph,
     journal,
     lanczos,
     lockstep,
@@ -152,7 +153,7 @@ def test_ranks_take_the_probes_and_steps_that_one_process_takes_under_a_toleranc
 def short_of_memory(rank):
     """Rank 1 has room for one graph of two, and for two runs of six."""
     if rank == 1:
-        products.GradientGraph.nbytes = lambda graph: int(3 * GIB / (1.5 + products.SCRATCH))
+        gradient_graph.GradientGraph.nbytes = lambda graph: int(3 * GIB / (1.5 + products.SCRATCH))
         lockstep.run_bytes = lambda *_: GIB // 5
     memory = memory_in_use(torch.device("cpu")) + 3 * GIB
     spectra = measured(problem_of((2, 1, 3, 2)), ranks="batches", memory=memory)
@@ -289,7 +290,7 @@ def test_a_split_that_cannot_be_made_says_what_to_do(split, sentence):
 
 def failing(rank, split):
     """A product of rank 1 fails; that is caught, as in a notebook that goes on."""
-    problem, product, made = problem_of((1,) * 8), products.GradientGraph.product, []
+    problem, product, made = problem_of((1,) * 8), gradient_graph.GradientGraph.product, []
 
     def limited(graph, *arguments):
         made.append(1)
@@ -297,7 +298,7 @@ def failing(rank, split):
             raise ZeroDivisionError("the data is gone")
         return product(graph, *arguments)
 
-    products.GradientGraph.product = limited
+    gradient_graph.GradientGraph.product = limited
     try:
         measured(problem, ranks=split)
     except (ZeroDivisionError, ConnectionError) as error:

@@ -69,6 +69,10 @@ CASES = {
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.7),
         [(3, 4, 5), (3, 4, 5), (3, 4, 2)],
     ),
+    "fused attention to all alike": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.0),
+        [(3, 4, 5), (3, 6, 5), (3, 6, 2)],
+    ),
     "fused attention under a mask": (
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, MASK),
         [(2, 1, 2, 5), (2, 1, 3, 5), (2, 1, 3, 4)],
@@ -170,7 +174,7 @@ def test_a_third_derivative_is_refused_not_wrong(name):
         second = torch.autograd.grad(gradient, inputs, vectors, create_graph=True)
         return torch.autograd.grad(second, inputs, vectors)
 
-    with pytest.raises(RuntimeError, match=r"taken once|once_differentiable"):
+    with pytest.raises(RuntimeError, match="taken once"):
         third()
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from blockspectra.blocks import Block
+from blockspectra.gradient_graph import GradientGraph, checked
 from blockspectra.lanczos import Lanczos
 from blockspectra.memory import at_most, in_bytes, in_use, readable
 from blockspectra.problem import Problem
-from blockspectra.products import SCRATCH, GradientGraph
+from blockspectra.products import SCRATCH, parameters_of
 from blockspectra.slq import BASES, known_basis, probe_vector
 from blockspectra.units import run_bytes
 from blockspectra.workers import Workers
@@ -76,11 +77,11 @@ def estimate(
     """
     device, basis = blocks[0].parameters[0].device, known_basis(basis, blocks)
     before, budget = in_use(device), in_bytes(memory, device)
-    parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
+    parameters = parameters_of(blocks)
     every = [p for p in problem.model.parameters() if p.requires_grad]
     batch, batches, taken = problem.batches[0], len(problem.batches), {}
     with problem.curvature_mode():
-        problem.check()
+        checked(problem, parameters)
         gradient = _seconds(
             lambda: torch.autograd.grad(problem.value(batch), every, allow_unused=True), device
         )

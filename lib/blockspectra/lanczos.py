@@ -192,7 +192,7 @@ class Lanczos:
             rounded = vector.to(dtype)
             overlap = sum(part @ rounded[at] for at, part in self._columns(run, dtype))
             for at, part in self._columns(run, dtype):
-                vector[at] -= overlap @ part
+                vector[at].sub_(overlap @ part)  # `-=` would copy it onto itself too
 
     def _runs(self, rows: int) -> Tensor:
         """First rows of the basis of each run, (run, rows, d)."""

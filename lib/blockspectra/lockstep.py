@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
+from itertools import islice
 from threading import Event, Lock
 
 import torch
@@ -35,6 +36,8 @@ class Lockstep:
     advanced : callable, int → None
         Told how many steps were taken (or, below zero, lost).
     journal : Journal, optional
+    lock : Lock
+        Held while `advanced` is called, which workers do.
     """
 
     hessians: BlockHessians
@@ -45,7 +48,7 @@ class Lockstep:
     ended: Callable[[Unit, Lanczos], bool]
     advanced: Callable[[int], None]
     journal: Journal | None = None
-    lock: Lock = field(default_factory=Lock)  #: for `advanced`
+    lock: Lock = field(default_factory=Lock)
 
     def run(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Tridiagonal]]:
         """Bring all runs to their end, as many at a time as fit, and yield each when it ends.
@@ -190,16 +193,16 @@ class Lockstep:
             room = self.budget - rest - in_use(device)
         hosts, needs = [], []
         most = workers - len(beside) if self.hessians.kept else len(waiting)
-        for unit in waiting:
+        for unit in islice(waiting, most):
             away = device.type == "cuda" and self._need(unit, self.basis) > room * len(unit.probes)
             hosts.append(torch.device("cpu") if away else None)
             needs.append(self._need(unit, None if away else self.basis))
         count, left = 0, room
-        while count < min(most, len(needs)) and (left := left - needs[count]) >= 0:
+        while count < len(needs) and (left := left - needs[count]) >= 0:
             count += 1
         count = self.hessians.ranks.least(count)  # all take as many as the one with least room
         if count or beside:
-            return list(zip(waiting, hosts, strict=True))[:count]
+            return list(zip(islice(waiting, count), hosts[:count], strict=True))
         if len(waiting[0].probes) > 1:  # several that do not fit together
             waiting.extendleft(reversed(waiting.popleft().split()))
             return self._chunk(waiting, beside)

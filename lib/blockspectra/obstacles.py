@@ -1,6 +1,6 @@
 """What stands in the way of a Hessian, told in one sentence with the module that it is in.
 
-`Problem.check` says *that* a loss cannot be differentiated twice. Here every call of a module is
+`checked` says *that* a loss cannot be differentiated twice. Here every call of a module is
 made again by itself, on the inputs it had, and the innermost one that fails is named. What can be
 put right for the time of a measurement is put right; what no number would betray is refused.
 """
@@ -55,7 +55,7 @@ def refuse(problem: Problem) -> None:
     ProblemError
         Parameters in half precision, complex, made in inference mode or without values;
         ``max_norm`` of an embedding;
-        autocast; all that `Problem.check` refuses; a second derivative that is not finite. Where
+        autocast; all that `checked` refuses; a second derivative that is not finite. Where
         one is to blame, with the module.
     """
     for name, parameter in problem.model.named_parameters():

@@ -1,6 +1,6 @@
-"""`Problem`: one loss on one model and one set of batches, and the checks it must pass."""
+"""`Problem`: one loss on one model and one set of batches."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -8,11 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 
-from blockspectra.double_backward import ProblemError, differentiate_again, graph
-from blockspectra.twice import CheapTwice
+from blockspectra.double_backward import ProblemError
 
 
 class Problem:
@@ -107,69 +105,6 @@ class Problem:
                     for key, buffer in buffers.items():
                         getattr(module, key).copy_(buffer)
 
-    def check(self) -> None:
-        """Refuse, in one sentence, a loss that is random, not finite or not twice differentiable.
-
-        Evaluates the first batch twice and differentiates it twice; call inside `curvature_mode`.
-
-        Raises
-        ------
-        ProblemError
-            Dropout or BatchNorm in training mode, by name; a loss that changes between two
-            evaluations; a non-finite loss; attention or another function without second derivative;
-            a second derivative that is not symmetric.
-        """
-        for name, module in self.model.named_modules():
-            if module.training and isinstance(module, _DropoutNd) and module.p > 0:
-                raise ProblemError(
-                    f"Dropout is on in {name or 'the model'!r}: call model.eval() so that the loss "
-                    f"is a function of the weights alone."
-                )
-            if module.training and isinstance(module, _BatchNorm) and not self.batch_statistics:
-                raise ProblemError(
-                    f"BatchNorm {name or 'the model'!r} is in training mode, where the loss is no "
-                    f"mean over samples: call model.eval(), or pass batch_statistics=True to study "
-                    f"this on purpose."
-                )
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        with torch.no_grad():
-            first = self.value(self.batches[0])
-        with CheapTwice():  # as products are taken
-            second = self.value(self.batches[0])
-        if not torch.isclose(first, second, rtol=1e-6, atol=0):
-            raise ProblemError(
-                f"The loss changed from {first.item():.8g} to {second.item():.8g} between two "
-                f"evaluations: call model.eval(), and look for functional dropout or sampling."
-            )
-        if not parameters or not second.requires_grad:
-            raise ProblemError("The loss does not depend on any trainable parameter of the model.")
-        generator = torch.Generator().manual_seed(0)
-        u, v = (
-            [torch.randn(p.shape, generator=generator).to(p) for p in parameters] for _ in range(2)
-        )
-        gradient = torch.autograd.grad(second, parameters, create_graph=True, allow_unused=True)
-        for node in graph([second, *gradient]):  # both would give a wrong Hessian in silence
-            if 0 <= (row := getattr(node, "_saved_padding_idx", -1)) < 2**63:  # none is 2⁶⁴ - 1
-                raise ProblemError(
-                    f"F.embedding is called with padding_idx={row}, which keeps a row out of the "
-                    f"gradient that the loss depends on: leave padding_idx out."
-                )
-            if node.name() == "torch::autograd::Error":
-                raise ProblemError(
-                    "The loss cannot be differentiated twice: some autograd function is marked "
-                    "once_differentiable; replace it."
-                )
-        hu, hv = (differentiate_again(gradient, parameters, vector) for vector in (u, v))
-        left, right = _dot(v, hu), _dot(u, hv)
-        scale = (max(_dot(u, u) * _dot(hv, hv), _dot(v, v) * _dot(hu, hu))) ** 0.5
-        size = sum(p.numel() for p in parameters)
-        tolerance = 0.01 / size**0.5 + 10 * torch.finfo(first.dtype).eps  # |uᵀHv| ≈ ‖u‖‖Hv‖/√d
-        if abs(left - right) > tolerance * scale:
-            raise ProblemError(
-                f"The second derivative is not symmetric (uᵀHv = {left:.6g}, vᵀHu = {right:.6g}): "
-                f"some function has a gradient of its own making (a custom backward?); remove it."
-            )
-
 
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean cross-entropy, in nats, of (inputs, targets): per image, or per token of a sequence.
@@ -180,10 +115,6 @@ def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     inputs, targets = batch
     logits = model(inputs)
     return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
-
-
-def _dot(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
-    return float(sum((a.double() * b.double()).sum() for a, b in zip(left, right, strict=True)))
 
 
 def _batch_size(batch: Any) -> int:

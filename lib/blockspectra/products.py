@@ -15,79 +15,14 @@ import torch
 from torch import Tensor
 
 from blockspectra.blocks import Block, whole
-from blockspectra.double_backward import (
-    OutOfMemory,
-    ProblemError,
-    differentiate_again,
-    explained,
-    graph_bytes,
-    is_out_of_memory,
-)
+from blockspectra.double_backward import OutOfMemory, ProblemError
+from blockspectra.gradient_graph import GradientGraph, checked
 from blockspectra.memory import readable
 from blockspectra.problem import Problem
 from blockspectra.ranks import Ranks
-from blockspectra.twice import CheapTwice
 from blockspectra.workers import Workers
 
 SCRATCH = 2.0  # what a product needs beside the graph, as a share of it; measured: 0.4 to 1.9
-
-
-class GradientGraph:
-    """The gradient of one batch's loss with respect to some blocks, kept as a graph.
-
-    Parameters
-    ----------
-    problem : Problem
-        Its checks are not run here.
-    batch
-        One of the problem's.
-    parameters : sequence of torch.nn.Parameter
-        Those of the blocks that products will be asked for.
-
-    Raises
-    ------
-    OutOfMemory
-        If it does not fit.
-    """
-
-    def __init__(self, problem: Problem, batch: Any, parameters: Sequence[torch.nn.Parameter]):
-        try:
-            with CheapTwice(parameters):
-                value = problem.value(batch)
-            gradient = (
-                torch.autograd.grad(value, parameters, create_graph=True, allow_unused=True)
-                if value.requires_grad
-                else [None] * len(parameters)  # the loss does not depend on them
-            )
-        except (RuntimeError, NotImplementedError, MemoryError) as error:
-            if is_out_of_memory(error):
-                raise explained(error) from error
-            raise
-        self.gradient = dict(zip(parameters, gradient, strict=True))
-
-    def product(self, block: Block, vector: Tensor) -> Tensor:
-        """Hessian block times a vector, or times several at once by vmap.
-
-        Parameters
-        ----------
-        block : Block
-            With parameters that were given at the start.
-        vector : Tensor, (size,) or (vector, size)
-            Any float dtype; rounded to the parameters' for the product.
-
-        Returns
-        -------
-        Tensor, shaped like ``vector``
-            In the parameters' dtype.
-        """
-        graph = [self.gradient[p] for p in block.parameters]
-        seeds = block.expand(vector)
-        batched = vector.ndim > 1
-        return block.flatten(differentiate_again(graph, block.parameters, seeds, batched=batched))
-
-    def nbytes(self) -> int:
-        """Bytes that the graph keeps alive beside the parameters."""
-        return graph_bytes(self.gradient.values(), outside=self.gradient)
 
 
 class BlockHessians:
@@ -104,9 +39,12 @@ class BlockHessians:
     Parameters
     ----------
     problem : Problem
-        Its checks are not run here.
+        Not checked here; see `checked`.
     blocks : iterable of Block
         Those that products will be asked for.
+    known : GradientGraph, optional
+        Of one of the batches and of the parameters of ``blocks``, in the order of `parameters_of`:
+        not made again. The caller lets go of it.
     budget : int, optional
         Bytes for graphs and for what products need beside them; no bound if None.
     room : int
@@ -135,15 +73,16 @@ class BlockHessians:
         problem: Problem,
         blocks: Iterable[Block],
         *,
+        known: GradientGraph | None = None,
         budget: int | None = None,
         room: int = 0,
         ranks: Ranks | None = None,
     ):
         self.problem, self.ranks = problem, ranks or Ranks()
-        self.parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
+        self.parameters = parameters_of(blocks)
         self.batches = self.ranks.share(list(zip(problem.batches, problem.weights, strict=True)))
         first, *others = self.batches
-        graphs = [self._graph(first)]
+        graphs = [known if known and known.batch is first[0] else self._graph(first)]
         self.nbytes = graphs[0].nbytes()  # of one graph
         if budget is not None and self.nbytes * (1 + SCRATCH) > budget:
             raise OutOfMemory(
@@ -168,7 +107,7 @@ class BlockHessians:
         except OutOfMemory:
             if self.ranks.parts > 1:
                 raise  # the others keep theirs
-            del graphs
+            del graphs, known
             self.drop()
 
     def products(self, wanted: Sequence[tuple[Block, Tensor]]) -> list[Tensor]:
@@ -222,6 +161,11 @@ class BlockHessians:
         return GradientGraph(self.problem, batch[0], self.parameters)
 
 
+def parameters_of(blocks: Iterable[Block]) -> list[torch.nn.Parameter]:
+    """Return the parameters that blocks lie in, each once."""
+    return list(dict.fromkeys(p for block in blocks for p in block.parameters))
+
+
 def hessian_product(problem: Problem, vector: Tensor) -> Tensor:
     """Full Hessian over all trainable parameters times a flat vector, in the model's order."""
     return block_products(problem, [whole(problem.model)], [vector])[0]
@@ -253,8 +197,10 @@ def block_products(
                 f"not {tuple(vector.shape)}."
             )
     with problem.curvature_mode():
-        problem.check()
-        return BlockHessians(problem, blocks).products(list(zip(blocks, vectors, strict=True)))
+        known = checked(problem, parameters_of(blocks))
+        return BlockHessians(problem, blocks, known=known).products(
+            list(zip(blocks, vectors, strict=True))
+        )
 
 
 def dense_hessian(problem: Problem, block: Block, *, limit: int = 10_000) -> Tensor:
@@ -271,8 +217,7 @@ def dense_hessian(problem: Problem, block: Block, *, limit: int = 10_000) -> Ten
             f"a dense Hessian: use block_spectra, or raise `limit`."
         )
     with problem.curvature_mode():
-        problem.check()
-        hessian = BlockHessians(problem, [block])
+        hessian = BlockHessians(problem, [block], known=checked(problem, parameters_of([block])))
         unit = torch.eye(
             block.size, dtype=block.parameters[0].dtype, device=block.parameters[0].device
         )

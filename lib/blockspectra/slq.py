@@ -14,12 +14,13 @@ from tqdm import tqdm
 
 from blockspectra.blocks import Block, whole
 from blockspectra.double_backward import OutOfMemory
+from blockspectra.gradient_graph import checked
 from blockspectra.journal import Journal
 from blockspectra.lockstep import Lockstep
 from blockspectra.memory import at_most, in_bytes, in_use, readable
 from blockspectra.probing import Probing
 from blockspectra.problem import Problem
-from blockspectra.products import BlockHessians
+from blockspectra.products import BlockHessians, parameters_of
 from blockspectra.ranks import Ranks
 from blockspectra.results import code_version
 from blockspectra.spectra import Spectra
@@ -107,7 +108,7 @@ def block_spectra(
         No blocks, two of one name, no steps or probes, an unknown basis or split, a checkpoint of
         another run, ranks that differ.
     ProblemError
-        See `Problem.check`; `OutOfMemory` where the least that is needed does not fit.
+        See `checked`; `OutOfMemory` where the least that is needed does not fit.
     """
     names = [block.name for block in blocks]
     if not names or len(set(names)) < len(names):
@@ -145,21 +146,26 @@ def block_spectra(
                 f"memory={memory!r} is for the whole process, which holds "
                 f"{readable(in_use(device))} already: raise it."
             )
-        problem.check()
-        about = _about(problem, blocks, seed)
+        left = budget - in_use(device, trim=tight)
+        known = checked(problem, parameters_of(blocks))
+        about = _about(problem, blocks, seed) | {"loss": known.loss.item()}
         about["settings"] = [steps, tolerance, basis, together, team.parts]
         found = sorted(path.name for path in Path(checkpoint).glob("*")) if checkpoint else []
         team.agree(about | {"ranks": ranks, "checkpoint": found if team.parts > 1 else None})
         journal = Journal(checkpoint, about, writes=team.writes) if checkpoint else None
+        if team.rank % team.parts:
+            known = None  # this rank's batches are others
         least = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
         room = at_most(memory, device) // 2 // team.neighbours  # the rest for what is not ours
         hessians = BlockHessians(
             problem,
             blocks,
-            budget=budget - in_use(device, trim=tight) - (least if device.type == "cpu" else 0),
+            known=known,
+            budget=left - (least if device.type == "cpu" else 0),
             room=room if len(blocks) * probes > 1 else 0,
             ranks=team,
         )
+        del known  # it is theirs, to be kept or not
         probing = Probing(blocks, steps, probes, tolerance, team.mine)
         lockstep = Lockstep(
             hessians, start, steps, BASES[basis], budget, probing.enough, bar.update, journal
@@ -206,7 +212,6 @@ def probe_vector(seed: int, name: str, probe: int, size: int) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(list(digest)).standard_normal(size))
 
 
-@torch.no_grad()
 def _about(problem: Problem, blocks: Sequence[Block], seed: int) -> dict:
     """All that the runs depend on beside the settings, as JSON: names and checksums."""
     first = [probe_vector(seed, b.name, 0, min(b.size, CHECKED)) for b in blocks]
@@ -219,7 +224,6 @@ def _about(problem: Problem, blocks: Sequence[Block], seed: int) -> dict:
         "batches": _checksum(
             tree_leaves([dict(b) if isinstance(b, Mapping) else b for b in problem.batches])
         ),
-        "loss": problem.value(problem.batches[0]).item(),
     }
 
 

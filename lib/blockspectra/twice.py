@@ -103,7 +103,8 @@ def _fused_attention_arguments(
         bias = query.new_ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
     if bias is not None and bias.dtype == torch.bool:
         bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill_(~bias, -math.inf)
-    return query, key, value, bias, scale or 1 / math.sqrt(query.shape[-1])
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    return query, key, value, bias, scale
 
 
 OURS = {

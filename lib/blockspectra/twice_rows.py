@@ -35,7 +35,6 @@ import math
 import torch
 import torch.nn.functional as F
 from torch.autograd import Function
-from torch.autograd.function import once_differentiable
 
 gelu_backward = torch.ops.aten.gelu_backward
 softmax_backward = torch.ops.aten._softmax_backward_data
@@ -79,8 +78,8 @@ class GeluGradient(Function):
         return gelu_backward(g, x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, v):
+        last_visit()
         (slope,) = ctx.saved_tensors
         return v * slope, v, None, None
 
@@ -123,8 +122,8 @@ class SoftmaxGradient(Function):
         return softmax_backward(g, y, dim, y.dtype)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, v):
+        last_visit()
         (y,) = ctx.saved_tensors
         projected = softmax_backward(v, y, ctx.dim, y.dtype)
         return projected, projected, None, None
@@ -141,6 +140,12 @@ def token_of(x):
 def first_visit(ctx):
     """Refuse a further gradient: the first visit keeps what the second one needs."""
     if hasattr(ctx, "_saved_once"):
+        raise RuntimeError(ONCE)
+
+
+def last_visit():
+    """Refuse a third derivative."""
+    if torch.is_grad_enabled():
         raise RuntimeError(ONCE)
 
 
@@ -176,8 +181,7 @@ class CrossEntropyGradient(Function):
     @staticmethod
     def backward(ctx, v):
         error, y, share = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            raise RuntimeError(ONCE)
+        last_visit()
         to_g = (v * error).sum() if ctx.needs_input_grad[0] else None
         return to_g, softmax_backward(v, y, 1, y.dtype).mul_(share), None, None, None
 
@@ -232,8 +236,8 @@ class LayerNormGradient(Function):
         return *found, both
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, v, vw, vb, _):
+        last_visit()
         g, x, w, mean, rstd, both = ctx.saved_tensors
         to_g, to_x, to_w, sent = vb, None, None, (None, None)
 
