@@ -18,14 +18,14 @@ from threading import Lock
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from blockspectra import Problem, arrays, block_spectra, cross_entropy, partition
+from blockspectra import arrays, block_spectra, cross_entropy, partition
 from blockspectra import journal as journals
 from blockspectra.journal import STATES, Journal
 from blockspectra.lanczos import Lanczos
 from blockspectra.products import BlockHessians
 from torch_threads import threads
+from two_matrices import MadeAgain, two_matrices
 
 STEPS, PROBES = 6, 2
 CASES = {
@@ -38,31 +38,9 @@ CASES = {
 }
 
 
-def small(seed=0, batches=2):
-    """Two weight matrices, and batches of two sizes."""
-    generator = torch.Generator().manual_seed(seed)
-    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 4, bias=False))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    data = [
-        (torch.randn(n, 6, generator=generator), torch.randint(4, (n,), generator=generator))
-        for n in [7, 12, 9][:batches]
-    ]
-    return Problem(model, cross_entropy, data)
-
-
-class MadeAgain(BlockHessians):
-    """As where the memory does not do for all graphs."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.drop()
-
-
 def compute(case, folder=None, problem=None, **changed):
     """Coefficients of all runs, kept in a folder after every step."""
-    problem = problem or small(batches=3 if case == "graphs made again" else 2)
+    problem = problem or two_matrices(3 if case == "graphs made again" else 2)
     settings = {"steps": STEPS, "probes": PROBES} | CASES[case] | changed
     number = 2 if case == "side by side" else torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch, threads(number):
@@ -370,7 +348,7 @@ def other_loss(problem):
 )
 def test_a_checkpoint_of_something_else_is_refused_in_one_sentence(change, named, tmp_path):
     compute("float64 basis", tmp_path)
-    problem, settings = small(), change if isinstance(change, dict) else {}
+    problem, settings = two_matrices(2), change if isinstance(change, dict) else {}
     if not settings:
         change(problem)
     with pytest.raises(ValueError, match=rf"holds runs of .*\({named}.* differ\)") as caught:
@@ -382,9 +360,9 @@ def test_a_checkpoint_of_something_else_is_refused_in_one_sentence(change, named
 def test_runs_of_something_else_are_not_taken_where_nothing_says_what_they_are_of(tmp_path, capfd):
     compute("float64 basis", tmp_path)
     (tmp_path / "about.npz").unlink()
-    other = small(seed=1)
+    other = two_matrices(2, seed=1)
     found = compute("float64 basis", tmp_path, other)
-    assert same(found, compute("float64 basis", None, small(seed=1)))
+    assert same(found, compute("float64 basis", None, two_matrices(2, seed=1)))
     assert capfd.readouterr().err.count("is of another problem or other settings") == 2 * PROBES
 
 

@@ -12,16 +12,17 @@ import pytest
 import torch
 from torch import nn
 
-from blockspectra import Problem, block_spectra, cross_entropy, lockstep, partition
+from blockspectra import block_spectra, lockstep, partition
 from blockspectra.blocks import Block, Piece
 from blockspectra.double_backward import OutOfMemory
 from blockspectra.lanczos import Lanczos, lanczos
 from blockspectra.lockstep import Lockstep
-from blockspectra.products import SCRATCH, BlockHessians
+from blockspectra.products import SCRATCH
 from blockspectra.ranks import Ranks
 from blockspectra.units import Unit, run_bytes
 from blockspectra.workers import Workers
 from torch_threads import threads
+from two_matrices import MadeAgain, two_matrices
 
 ERRORS = [
     torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB."),
@@ -306,27 +307,6 @@ def test_an_error_ends_the_others_too(monkeypatch):
 # memory runs out in the real thing
 
 
-def problem(batches=3):
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Tanh(), nn.Linear(5, 4, bias=False))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    data = [
-        (torch.randn(n, 6, generator=generator), torch.randint(4, (n,), generator=generator))
-        for n in [7, 12, 9][:batches]
-    ]
-    return Problem(model, cross_entropy, data)
-
-
-class MadeAgain(BlockHessians):
-    """As where the memory does not do for all graphs."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.drop()
-
-
 @contextmanager
 def failing(place, error, numbers=range(0)):
     """Raise ``error`` at the calls of a function with these numbers."""
@@ -349,7 +329,7 @@ def failing(place, error, numbers=range(0)):
 
 def compute(how, folder=None, together=1, batches=3):
     """Spectra, and how far the bar went."""
-    moved, made = [], problem(batches)
+    moved, made = [], two_matrices(batches)
     with pytest.MonkeyPatch.context() as patch, threads(3 if how == "apart" else 1):
         patch.setattr("tqdm.std.tqdm.update", lambda bar, n=1: moved.append(n))
         if how == "made again":
