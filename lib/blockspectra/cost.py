@@ -81,13 +81,10 @@ def estimate(
     every = [p for p in problem.model.parameters() if p.requires_grad]
     batch, batches, taken = problem.batches[0], len(problem.batches), {}
     with problem.curvature_mode():
-        checked(problem, parameters)
+        graph = checked(problem, parameters)
         gradient = _seconds(
             lambda: torch.autograd.grad(problem.value(batch), every, allow_unused=True), device
         )
-        start = time.perf_counter()
-        graph = GradientGraph(problem, batch, parameters)
-        made = time.perf_counter() - start
         nbytes = graph.nbytes()
         kept = nbytes * (batches + SCRATCH) <= budget - before
         workers = Workers.fitting(
@@ -103,6 +100,9 @@ def estimate(
                 same = [block] * workers.count, [vector] * workers.count
                 passed = _seconds(lambda same=same: workers.map(graph.product, *same), device)
                 taken[kind] = passed / workers.count
+        if not kept:
+            del graph  # there may be room for one alone
+            made = _seconds(lambda: GradientGraph(problem, batch, parameters), device, repeats=1)
     size = max(block.size for block in blocks)
     per_number = _lanczos_seconds(size, BASES[basis], device, workers)
     seconds = 0.0
