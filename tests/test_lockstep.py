@@ -77,15 +77,20 @@ STEPS = 5
 def runs_of(matrices, units, budget=10**15, ended=lambda unit, run: False, steps=STEPS):
     """Results by block and probe, and the steps counted."""
     counted = []
-    stepper = Lockstep(
-        matrices, matrices.start, steps, torch.float64, budget, ended, counted.append
-    )
     found = {}
-    for unit, result in stepper.run(units):
+
+    def take(unit, result, known):
+        assert known is None
         for row, k in enumerate(unit.probes):
             parts = [x.reshape(len(unit.probes), -1)[row] for x in result[:3]]
             assert (unit.number, k) not in found
             found[unit.number, k] = parts
+        return []
+
+    stepper = Lockstep(
+        matrices, matrices.start, steps, torch.float64, budget, ended, counted.append, take
+    )
+    stepper.run(units)
     return found, sum(counted)
 
 

@@ -139,7 +139,7 @@ def both_ways(rank, settings):
 
 
 def test_ranks_take_the_probes_and_steps_that_one_process_takes_under_a_tolerance(tmp_path):
-    settings = {"tolerance": 0.01, "steps": 16, "probes": 6}
+    settings = {"tolerance": 0.01, "steps": 8, "probes": 6}
     expected = call(0, (3, 1, 2), settings)
     first, second = (taken[taken > 0] for taken in expected[2])
     assert len(first) != len(second)  # else this would show nothing

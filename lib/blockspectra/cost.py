@@ -63,7 +63,8 @@ def estimate(
     """Time one product for each parameter that blocks lie in, and add up.
 
     Blocks of the same parameters (heads, neurons) cost the same. The first batch stands for all;
-    under a tolerance this is the most that can be needed.
+    under a tolerance this is the most that can be needed, but for the memory of eigenvectors: at
+    most that of the Lanczos basis once more.
 
     Parameters
     ----------

@@ -85,8 +85,61 @@ def reweighed(run: Ritz, exact: np.ndarray, size: int) -> np.ndarray:
     return np.where(exact, 1 / size, others * (rest / others.sum() if rest > 0 else 0))
 
 
+class Weighed(NamedTuple):
+    """One probe's share of what is known of a block; see `weighed`."""
+
+    run: Ritz
+    exact: np.ndarray  #: which Ritz values are single eigenvalues, (step,) bool
+    weights: np.ndarray  #: of all Ritz values, (step,)
+    outside: np.ndarray  #: eigenvalues that the run was kept off, of weight 1/d each, (known,)
+
+    def nodes_and_weights(self, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """All that the probe says, (known + step,) each; the weights sum to 1."""
+        nodes = np.concatenate([self.outside, self.run.nodes])
+        return nodes, np.concatenate([np.full(len(self.outside), 1 / size), self.weights])
+
+
+def weighed(
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    taken: np.ndarray,
+    size: int,
+    outside: np.ndarray | None = None,
+) -> list[Weighed]:
+    """Weigh the Ritz values of a block's probes, single eigenvalues exactly.
+
+    A run that was kept off k known eigenvectors is one of the other d - k dimensions, whose share
+    of the spectrum its weights sum to.
+
+    Parameters
+    ----------
+    alpha, beta : ndarray, (probe, step) float64
+        As in `Tridiagonal`: ``beta[…, taken - 1]`` is the residual, 0 after a breakdown.
+    taken : ndarray of int, (probe,)
+        0 for a missing probe, which is left out.
+    size : int
+        Number of parameters of the block.
+    outside : ndarray, (probe, known) float64, optional
+        Eigenvalues whose eigenvectors a run was kept off; the rest 0.
+    """
+    found, outside = {}, np.zeros((len(taken), 0)) if outside is None else outside
+    present = np.flatnonzero(taken)
+    known = [row[row != 0] for row in outside]
+    for k in {len(known[i]) for i in present}:  # those of one operator tell together
+        same = [i for i in present if len(known[i]) == k]
+        runs = [ritz(alpha[i, : taken[i]], beta[i, : taken[i]]) for i in same]
+        for i, run, exact in zip(same, runs, single(runs, size - k), strict=True):
+            weights = reweighed(run, exact, size - k) * (1 - k / size)
+            found[i] = Weighed(run, exact, weights, known[i])
+    return [found[i] for i in present]
+
+
 def deflated_quadrature(
-    alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, sizes: Sequence[int]
+    alpha: np.ndarray,
+    beta: np.ndarray,
+    taken: np.ndarray,
+    sizes: Sequence[int],
+    outside: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights with exact weights for the single eigenvalues that were found.
 
@@ -95,24 +148,28 @@ def deflated_quadrature(
     Parameters
     ----------
     alpha, beta : ndarray, (block, probe, step) float64
-        As in `Tridiagonal`: ``beta[…, taken - 1]`` is the residual, 0 after a breakdown.
     taken : ndarray of int, (block, probe)
         0 for a missing probe, whose nodes and weights are 0.
     sizes : sequence of int
         Numbers of parameters of the blocks.
+    outside : ndarray, (block, probe, known) float64, optional
+        See `weighed`.
 
     Returns
     -------
-    nodes, weights : ndarray, (block, probe, step) float64
+    nodes, weights : ndarray, (block, probe, step + known) float64
         As `gauss_quadrature` returns them: each probe's weights sum to 1.
     """
-    nodes, weights = np.zeros_like(alpha), np.zeros_like(alpha)
+    outside = np.zeros((*taken.shape, 0)) if outside is None else outside
+    shape = (*taken.shape, alpha.shape[-1] + outside.shape[-1])
+    nodes, weights = np.zeros(shape), np.zeros(shape)
     for i, size in enumerate(sizes):
-        probes = np.flatnonzero(taken[i])
-        runs = [ritz(alpha[i, k, : taken[i, k]], beta[i, k, : taken[i, k]]) for k in probes]
-        for k, run, exact in zip(probes, runs, single(runs, size), strict=True):
-            nodes[i, k], m = run.nodes[-1], taken[i, k]
-            nodes[i, k, :m], weights[i, k, :m] = run.nodes, reweighed(run, exact, size)
+        each = weighed(alpha[i], beta[i], taken[i], size, outside[i])
+        for k, probe in zip(np.flatnonzero(taken[i]), each, strict=True):
+            found = probe.nodes_and_weights(size)
+            order = np.argsort(found[0], kind="stable")
+            nodes[i, k], m = found[0].max(), len(order)
+            nodes[i, k, :m], weights[i, k, :m] = (x[order] for x in found)
     return nodes, weights
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blockspectra.arrays import load_arrays, save_arrays
+from blockspectra.known import Known
 from blockspectra.lanczos import Lanczos, Tridiagonal
 
 INTERVAL = 60.0  # seconds between two savings of the runs that are under way
@@ -57,15 +58,18 @@ class Journal:
         for path in self.folder.glob("*.*.*"):  # more than ``run.npz``: on the way, or cut short
             self.files.setdefault(path.name.strip(".").partition(".")[0], []).append(path)
 
-    def finished(self, name: str) -> Tridiagonal | None:
-        """Return a run that has ended, or None."""
+    def finished(self, name: str) -> tuple[Tridiagonal, Known | None] | None:
+        """Return a run that has ended, with the eigenpairs kept of it, or None."""
         found = self._read(self.folder / f"{name}.npz", self.key)
-        return found and Tridiagonal(**found[1])
+        if found is None:
+            return None
+        known = {key: found[1].pop(key) for key in Known._fields if key in found[1]}
+        return Tridiagonal(**found[1]), Known(**known) if known else None
 
-    def finish(self, name: str, result: Tridiagonal) -> None:
+    def finish(self, name: str, result: Tridiagonal, known: Known | None = None) -> None:
         """Keep a run that has ended, and forget what was kept of it on the way."""
         if self.writes:
-            self._write(name, result._asdict())
+            self._write(name, result._asdict() | (known._asdict() if known else {}))
             self._forget(name, self.files.get(name, []))
 
     def keep(self, runs: Mapping[str, Lanczos], due: float | None = None) -> float:

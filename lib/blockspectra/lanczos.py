@@ -29,7 +29,8 @@ class Tridiagonal(NamedTuple):
     alpha: Tensor  #: (…, m) diagonal; zero from the breakdown on
     beta: Tensor  #: (…, m) couplings; beta[…, j] links step j to j+1, the last is the residual
     taken: Tensor  #: (…) int64, the steps that count: less than m where the Krylov space was full
-    orthogonality: Tensor  #: (…) largest entry of ``|Q Qᵀ − I|``; nan where no basis was kept
+    #: (…) largest entry of ``|Q Qᵀ − I|``, with vectors outside, if any; nan without a basis
+    orthogonality: Tensor
 
 
 class Lanczos:
@@ -56,6 +57,11 @@ class Lanczos:
         re-orthogonalisation is possible, its loss is not known.
     device : torch.device, optional
         Where the basis is kept, by default with ``start``: the host, where it does not fit a GPU.
+    outside : Tensor, (k, d), optional
+        Orthonormal vectors that every run stays orthogonal to: eigenvectors that are known. It is
+        then one of the operator on the other d - k dimensions. Needs re-orthogonalisation.
+    norm : float
+        What the norm of the operator is known to be at least: the largest eigenvalue outside.
 
     Attributes
     ----------
@@ -80,6 +86,8 @@ class Lanczos:
         reorthogonalize: bool = True,
         basis: torch.dtype | None = torch.float64,
         device: torch.device | None = None,
+        outside: Tensor | None = None,
+        norm: float = 0.0,
     ):
         if steps < 1:
             raise ValueError(f"Lanczos needs at least one step, not {steps}: raise `steps`.")
@@ -87,14 +95,22 @@ class Lanczos:
         if not bool((torch.isfinite(length) & (length > 0)).all()):
             raise ValueError("A start vector is zero or not finite: draw it from a Gaussian.")
         self.current = start.to(torch.float64) / length
+        self.outside = outside
+        if outside is not None:
+            for vector in self.current.view(-1, start.shape[-1]):
+                for _ in range(2):  # twice is enough
+                    self._subtract(vector, outside, outside.dtype)
+            self.current /= self.current.norm(dim=-1, keepdim=True)
         self.previous = self.current  # of no consequence before the second step
         self.step, self.done = 0, False
-        batch, steps = start.shape[:-1], min(steps, start.shape[-1])
+        size = start.shape[-1] - (0 if outside is None else len(outside))
+        batch, steps = start.shape[:-1], min(steps, size)
         self.alpha = self.current.new_zeros(*batch, steps)
         self.beta = torch.zeros_like(self.alpha)
         self.taken = torch.zeros(batch, dtype=torch.int64, device=start.device)
         self.alive = torch.ones(batch, dtype=torch.bool, device=start.device)
-        self.scale = self.current.new_zeros(batch)  # largest |α|, β so far: at most the norm of H
+        # largest |α|, β so far: at most the norm of H
+        self.scale = self.current.new_full(batch, norm)
         self.reorthogonalize = reorthogonalize and basis is not None
         self.basis = (
             torch.empty(*batch, steps, start.shape[-1], dtype=basis, device=device or start.device)
@@ -160,6 +176,15 @@ class Lanczos:
             ).view(*self.alpha.shape[:-1], self.step, self.step)
             used = torch.arange(self.step, device=gram.device) < self.taken[..., None]
             loss = (gram - torch.diag_embed(used.double())).abs().amax(dim=(-1, -2))
+            if self.outside is not None:
+                across = [
+                    sum(
+                        part @ self.outside[:, at].to(part).mT
+                        for at, part in self._columns(run, torch.float64)
+                    )
+                    for run in self._runs(self.step)
+                ]
+                loss = loss.maximum(torch.stack(across).abs().amax(dim=(-1, -2)).view_as(loss))
         return Tridiagonal(*(x.cpu() for x in (self.alpha, self.beta, self.taken, loss)))
 
     def state(self, since: int = 0) -> dict[str, Tensor]:
@@ -189,10 +214,15 @@ class Lanczos:
         """Subtract from ``residual``, in place, its projection on the basis so far."""
         vectors = residual.view(-1, residual.shape[-1])
         for run, vector in zip(self._runs(self.step + 1), vectors, strict=True):
-            rounded = vector.to(dtype)
-            overlap = sum(part @ rounded[at] for at, part in self._columns(run, dtype))
-            for at, part in self._columns(run, dtype):
-                vector[at].sub_(overlap @ part)  # `-=` would copy it onto itself too
+            if self.outside is not None:
+                self._subtract(vector, self.outside, dtype)
+            self._subtract(vector, run, dtype)
+
+    def _subtract(self, vector: Tensor, rows: Tensor, dtype: torch.dtype) -> None:
+        rounded = vector.to(dtype)
+        overlap = sum(part @ rounded[at] for at, part in self._columns(rows, dtype))
+        for at, part in self._columns(rows, dtype):
+            vector[at].sub_(overlap @ part)  # `-=` would copy it onto itself too
 
     def _runs(self, rows: int) -> Tensor:
         """First rows of the basis of each run, (run, rows, d)."""
@@ -202,7 +232,7 @@ class Lanczos:
         """Parts of a run's basis in ``dtype`` where the run is, small if copied."""
         size = run.shape[-1]
         here = run.dtype == dtype and run.device == self.current.device
-        width = size if here else max(1, COPIED // self.basis.shape[-2])
+        width = size if here else max(1, COPIED // len(run))
         for at in (slice(i, i + width) for i in range(0, size, width)):
             yield at, run[:, at].to(self.current.device, dtype)
 

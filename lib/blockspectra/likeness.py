@@ -57,7 +57,7 @@ def ranked(spectra: Spectra, rank: int = RANK) -> np.ndarray:
 def scaled(spectra: Spectra, factors: np.ndarray | float) -> Spectra:
     """Spectra with all eigenvalues multiplied, by one factor or one a block, > 0."""
     each = np.broadcast_to(factors, len(spectra.names))[:, None, None]
-    rest = (spectra.taken, spectra.orthogonality, spectra.meta)
+    rest = (spectra.taken, spectra.orthogonality, spectra.meta, spectra.outside * each)
     return Spectra(spectra.names, spectra.sizes, spectra.alpha * each, spectra.beta * each, *rest)
 
 
@@ -70,7 +70,8 @@ def truncated(spectra: Spectra, steps: int) -> Spectra:
     """Return what fewer Lanczos steps give, exactly: a step needs only those before it."""
     beta = spectra.beta[..., :steps].copy()
     beta[..., -1] = 0
-    rest = (np.minimum(spectra.taken, steps), spectra.orthogonality, spectra.meta)
+    taken = np.minimum(spectra.taken, steps)
+    rest = (taken, spectra.orthogonality, spectra.meta, spectra.outside)
     return Spectra(spectra.names, spectra.sizes, spectra.alpha[..., :steps], beta, *rest)
 
 

@@ -1,7 +1,7 @@
 """Many Lanczos runs side by side, with one list of products a step, within a budget of memory."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from itertools import islice
@@ -11,6 +11,7 @@ import torch
 
 from blockspectra.double_backward import OutOfMemory, explained, is_out_of_memory
 from blockspectra.journal import Journal
+from blockspectra.known import Known, known_eigenpairs
 from blockspectra.lanczos import Lanczos, Tridiagonal
 from blockspectra.memory import in_use, readable
 from blockspectra.products import SCRATCH, BlockHessians
@@ -35,6 +36,12 @@ class Lockstep:
         Asked after each step whether a run has enough of them.
     advanced : callable, int → None
         Told how many steps were taken (or, below zero, lost).
+    take : callable, (Unit, Tridiagonal, Known or None) → list of Unit
+        Given each run when it has ended; returns those that are wanted next.
+    known : callable, Unit → Known or None
+        Eigenpairs that a run is to be kept off.
+    learn : callable, Unit → bool
+        Says of which runs eigenpairs are wanted.
     journal : Journal, optional
     lock : Lock
         Held while `advanced` is called, which workers do.
@@ -47,11 +54,14 @@ class Lockstep:
     budget: int
     ended: Callable[[Unit, Lanczos], bool]
     advanced: Callable[[int], None]
+    take: Callable[[Unit, Tridiagonal, Known | None], list[Unit]]
+    known: Callable[[Unit], Known | None] = lambda unit: None
+    learn: Callable[[Unit], bool] = lambda unit: False
     journal: Journal | None = None
     lock: Lock = field(default_factory=Lock)
 
-    def run(self, units: Iterable[Unit]) -> Iterator[tuple[Unit, Tridiagonal]]:
-        """Bring all runs to their end, as many at a time as fit, and yield each when it ends.
+    def run(self, units: Iterable[Unit]) -> None:
+        """Bring all runs to their end, as many at a time as fit.
 
         With all graphs kept they go one after the other, which needs least memory, or one for each
         worker, without waiting for one another; otherwise side by side, so that each batch's graph
@@ -63,18 +73,32 @@ class Lockstep:
             If not even one run fits.
         """
         waiting = deque()
-        for unit in units:
-            known = self.journal.finished(unit.name) if self.journal else None
-            if known is None:
-                waiting.append(unit)
-            else:
-                self._count(int(known.taken.sum()))
-                yield unit, known
+        self._admit(waiting, units)
         if self.hessians.workers.single and self.hessians.ranks.parts == 1:
-            yield from self._apart(waiting)
-        yield from self._together(waiting)
+            self._apart(waiting)
+        self._together(waiting)
 
-    def _together(self, waiting: deque[Unit]) -> Iterator[tuple[Unit, Tridiagonal]]:
+    def _admit(self, waiting: deque[Unit], units: Iterable[Unit]) -> None:
+        """Put units before those that wait, but for those that have ended already."""
+        new = []
+        for unit in units:
+            found = self.journal.finished(unit.name) if self.journal else None
+            if found is None:
+                new.append(unit)
+            else:
+                self._count(int(found[0].taken.sum()))
+                self._admit(waiting, self.take(unit, *found))
+        waiting.extendleft(reversed(new))
+
+    def _end(self, unit: Unit, run: Lanczos) -> tuple[Tridiagonal, Known | None]:
+        """Return what came of a run, once it is kept: no other's error can lose it then."""
+        known = known_eigenpairs(run, unit.block.size) if self.learn(unit) else None
+        result = run.result()
+        if self.journal:
+            self.journal.finish(unit.name, result, known)
+        return result, known
+
+    def _together(self, waiting: deque[Unit]) -> None:
         running, due = {}, None
         while waiting or running:
             try:
@@ -88,14 +112,12 @@ class Lockstep:
             begun = [unit for unit, run in running.items() if run.step]
             for unit in begun:  # no other name holds on to a run that has ended, nor to its basis
                 if running[unit].done or self.ended(unit, running[unit]):
-                    result = running.pop(unit).result()
-                    if self.journal:
-                        self.journal.finish(unit.name, result)
-                    yield unit, result
+                    ended = self._end(unit, running.pop(unit))
+                    self._admit(waiting, self.take(unit, *ended))
             if self.journal:
                 due = self.journal.keep({unit.name: run for unit, run in running.items()}, due)
 
-    def _apart(self, waiting: deque[Unit]) -> Iterator[tuple[Unit, Tridiagonal]]:
+    def _apart(self, waiting: deque[Unit]) -> None:
         """Bring runs to their end, each by a worker, for as long as graphs are kept."""
         workers, running, stop = self.hessians.workers, {}, Event()
         try:
@@ -120,9 +142,7 @@ class Lockstep:
                     self._fewer(waiting, running, error)
                     del call, error  # whose traceback holds the run
                     continue
-                if self.journal:
-                    self.journal.finish(unit.name, call.result())
-                yield unit, call.result()
+                self._admit(waiting, self.take(unit, *call.result()))
         finally:
             stop.set()
             wait(running)
@@ -141,14 +161,16 @@ class Lockstep:
         with self.lock:
             self.advanced(steps)
 
-    def _to_its_end(self, unit: Unit, run: Lanczos, stop: Event) -> Tridiagonal | None:
+    def _to_its_end(
+        self, unit: Unit, run: Lanczos, stop: Event
+    ) -> tuple[Tridiagonal, Known | None] | None:
         """Take all steps of a run; none any more once it is told to stop."""
         due = None
         while not stop.is_set():
             run.absorb(self.hessians.kept_product(unit.block, run.current))
             self._count(len(unit.probes))
             if run.done or self.ended(unit, run):
-                return run.result()
+                return self._end(unit, run)
             if self.journal:
                 due = self.journal.keep({unit.name: run}, due)
         return None
@@ -213,10 +235,13 @@ class Lockstep:
         )
 
     def _need(self, unit: Unit, basis: torch.dtype | None) -> int:
-        return len(unit.probes) * run_bytes(unit.block.size, self.steps, basis)
+        both = 2 if self.learn(unit) else 1  # eigenvectors are made of the basis, beside it
+        return both * len(unit.probes) * run_bytes(unit.block.size, self.steps, basis)
 
     def _new(self, unit: Unit, host: torch.device | None) -> Lanczos:
-        run = Lanczos(self.start(unit), self.steps, basis=self.basis, device=host)
+        known = self.known(unit)
+        kept_off = {} if known is None else known.kept_off()
+        run = Lanczos(self.start(unit), self.steps, basis=self.basis, device=host, **kept_off)
         if self.journal:
             self.journal.resume(unit.name, run)
             self._count(run.step * len(unit.probes))

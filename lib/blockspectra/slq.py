@@ -75,8 +75,10 @@ def block_spectra(
         Seeds the probes together with the block's name.
     tolerance : float, optional
         Take only as many steps and probes as each block needs, at most ``steps`` and ``probes``
-        and at least two probes: until the estimated error, a Wasserstein-1 distance in units of
-        the block's root mean square eigenvalue, is below this. The spectra are deflated, and
+        and at least two probes unless one finds all eigenvalues: until the estimated error, a
+        Wasserstein-1 distance in units of the block's root mean square eigenvalue, is below this.
+        The spectra are deflated, further probes are kept off the eigenvectors that a block's first
+        one has found (see `known`; a first run needs twice the memory of its basis for them), and
         ``meta["error"]`` says for each block what was reached; see `stopping`.
     basis : {"auto", "float64", "float32", "bfloat16", "none"}
         In what the Lanczos basis is kept, ``steps × size`` numbers a run. ``auto`` takes the
@@ -156,6 +158,7 @@ def block_spectra(
         if team.rank % team.parts:
             known = None  # this rank's batches are others
         least = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
+        least *= 1 if tolerance is None else 2  # eigenvectors too
         room = at_most(memory, device) // 2 // team.neighbours  # the rest for what is not ours
         hessians = BlockHessians(
             problem,
@@ -166,13 +169,12 @@ def block_spectra(
             ranks=team,
         )
         del known  # it is theirs, to be kept or not
-        probing = Probing(blocks, steps, probes, tolerance, team.mine)
+        probing = Probing(blocks, steps, probes, tolerance, team.mine, together)
         lockstep = Lockstep(
-            hessians, start, steps, BASES[basis], budget, probing.enough, bar.update, journal
+            *(hessians, start, steps, BASES[basis], budget, probing.enough, bar.update),
+            *(probing.take, probing.known_to, probing.learn, journal),
         )
-        while units := probing.missing(together):
-            for unit, result in lockstep.run(units):
-                probing.add(unit, result)
+        lockstep.run(probing.first())
         meta = {"steps": steps, "probes": probes, "seed": seed}
         if tolerance is not None:
             meta["tolerance"] = tolerance

@@ -17,7 +17,7 @@ from blockspectra.deflation import ORTHOGONAL, deflated_quadrature
 from blockspectra.lanczos import gauss_quadrature
 from blockspectra.smoothing import bin_mass
 
-ARRAYS = ("alpha", "beta", "taken", "orthogonality")
+ARRAYS = ("alpha", "beta", "taken", "orthogonality", "outside")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +38,9 @@ class Spectra:
         Largest entry of ``|Q Qᵀ − I|`` of each Lanczos basis.
     meta : dict
         Anything that JSON can hold: seed, model, data.
+    outside : ndarray, (block, probe, known)
+        Eigenvalues whose eigenvectors a probe's run was kept off, the rest 0: known exactly from
+        the block's first probe, and not in ``alpha`` and ``beta``. By default there are none.
     """
 
     names: list[str]
@@ -47,6 +50,11 @@ class Spectra:
     taken: np.ndarray
     orthogonality: np.ndarray
     meta: dict = field(default_factory=dict)
+    outside: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.outside is None:
+            object.__setattr__(self, "outside", np.zeros((*self.taken.shape, 0)))
 
     @property
     def probes(self) -> int:
@@ -72,7 +80,7 @@ class Spectra:
         """
         present, arrays = self.present, (self.alpha, self.beta, self.taken)
         if self.meta.get("deflated"):
-            nodes, weights = deflated_quadrature(*arrays, self.sizes)
+            nodes, weights = deflated_quadrature(*arrays, self.sizes, self.outside)
         else:
             nodes, weights = np.zeros_like(self.alpha), np.zeros_like(self.alpha)
             found = gauss_quadrature(*(torch.from_numpy(x[present]) for x in arrays))
@@ -174,6 +182,7 @@ class Spectra:
             [self.sizes[i] for i in rows],
             *(x[pick] for x in (self.alpha, self.beta, self.taken, self.orthogonality)),
             self.meta,
+            self.outside[pick],
         )
 
     def deflated(self) -> "Spectra":
