@@ -9,6 +9,7 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from blockspectra import block_spectra, partition
+from blockspectra.deflation import weighed
 from blockspectra.known import known_eigenpairs
 from blockspectra.lanczos import Lanczos, lanczos
 from blockspectra.products import dense_hessian
@@ -107,6 +108,28 @@ def test_under_a_tolerance_the_quadrature_is_right_whatever_the_later_probes_are
         assert error < 0.4 * np.sqrt(np.mean(exact**2))
     assert (spectra.outside[:, 0] == 0).all()
     assert spectra.outside.any()
+
+
+def test_what_is_below_the_precision_of_products_is_no_eigenvalue_of_its_own():
+    operator, vectors = matrix([*np.full(60, 0.0), 1e-5, 1.0, 50])
+    run = Lanczos(gaussian(63), 20, outside=vectors[-1:].contiguous(), norm=50.0)
+    while not run.done:
+        run.absorb(operator @ run.current)
+    result = run.result()
+    rows = (x[None, : int(result.taken)].numpy() for x in (result.alpha, result.beta))
+    rows = (*rows, result.taken.view(1).numpy(), 63)
+    (known,) = weighed(*rows, np.array([[50.0]]))
+    np.testing.assert_allclose(known.run.nodes[known.exact], [1.0])
+    (alone,) = weighed(*rows[:3], 62)
+    np.testing.assert_allclose(alone.run.nodes[alone.exact], [1e-5, 1.0])
+
+
+def test_files_of_runs_that_were_kept_off_nothing_say_nothing_of_it(tmp_path):
+    problem = two_matrices(2)
+    spectra = block_spectra(problem, partition(problem.model), steps=3, probes=2)
+    path = spectra.save(tmp_path / "spectra.npz")
+    assert "outside" not in np.load(path).files  # as those of version 0.1.0, which stay readable
+    assert spectra.load(path).outside.shape == (2, 2, 0)
 
 
 def test_files_and_selections_keep_what_later_probes_were_kept_off(tmp_path):

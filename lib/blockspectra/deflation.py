@@ -50,7 +50,7 @@ def ritz(alpha: np.ndarray, beta: np.ndarray) -> Ritz:
     return Ritz(nodes, vectors[0] ** 2, np.abs(beta[-1] * vectors[-1]))
 
 
-def single(runs: Sequence[Ritz], size: int) -> list[np.ndarray]:
+def single(runs: Sequence[Ritz], size: int, norm: float = 0.0) -> list[np.ndarray]:
     """Say which Ritz values are single eigenvalues and not zero, (step,) bool for each run.
 
     Parameters
@@ -59,8 +59,11 @@ def single(runs: Sequence[Ritz], size: int) -> list[np.ndarray]:
         The probes of one block: together they tell multiple eigenvalues from single ones better.
     size : int
         Number of parameters d. A run of d steps knows all eigenvalues, and how often each occurs.
+    norm : float
+        What the norm of the operator is known to be at least, where runs were kept off a part of
+        it: products are no more precise than that.
     """
-    scale = max(np.abs(run.nodes).max() for run in runs)
+    scale = max(norm, *(np.abs(run.nodes).max() for run in runs))
     found = [_isolated(run, scale) for run in runs]
     pooled = np.hstack([np.stack(run)[:, mask] for run, mask in zip(runs, found, strict=True)])
     likely = _likely(*pooled, NOISE * scale, size)
@@ -128,7 +131,8 @@ def weighed(
     for k in {len(known[i]) for i in present}:  # those of one operator tell together
         same = [i for i in present if len(known[i]) == k]
         runs = [ritz(alpha[i, : taken[i]], beta[i, : taken[i]]) for i in same]
-        for i, run, exact in zip(same, runs, single(runs, size - k), strict=True):
+        norm = max(np.abs(known[i]).max(initial=0) for i in same)
+        for i, run, exact in zip(same, runs, single(runs, size - k, norm), strict=True):
             weights = reweighed(run, exact, size - k) * (1 - k / size)
             found[i] = Weighed(run, exact, weights, known[i])
     return [found[i] for i in present]

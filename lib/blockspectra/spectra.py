@@ -207,6 +207,8 @@ class Spectra:
     def save(self, path: str | Path) -> Path:
         """Write to an ``.npz`` without pickle, with a checksum inside; atomic."""
         arrays = {key: getattr(self, key) for key in ARRAYS}
+        if not self.outside.size:
+            del arrays["outside"]
         header = {"names": self.names, "sizes": self.sizes, "meta": self.meta}
         return save_arrays(Path(path), header, arrays)
 
@@ -220,6 +222,6 @@ class Spectra:
             If the file is truncated, altered or not such a file: delete it and compute again.
         """
         header, arrays = load_arrays(Path(path))
-        if set(header) != {"names", "sizes", "meta"} or set(arrays) != set(ARRAYS):
+        if set(header) != {"names", "sizes", "meta"} or {*arrays, "outside"} != set(ARRAYS):
             raise ValueError(f"{path} holds no spectra: delete it and compute it again.")
         return cls(**header, **arrays)
