@@ -154,8 +154,7 @@ def compared(case: Case, place: bench.Place, quick: bool) -> tuple[list[dict], l
     most = Ours({"steps": 10 if quick else max(STEPS), "probes": max(PROBES)})
     every = [most.spectra(case, seed) for seed in seeds]
     ways = {
-        # two probes in one product: these models are so small that calls cost more than numbers
-        "tolerance": Ours({"tolerance": target, "steps": 200, "probes": 40, "together": 2}),
+        "tolerance": Ours({"tolerance": target, "steps": 200, "probes": 40}),
         "least, deflated": least(case, target, every, deflate=True),
         "least": least(case, target, every, deflate=False),
     }
