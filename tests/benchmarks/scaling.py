@@ -19,7 +19,7 @@ import psutil
 from blockspectra import ProblemError, block_spectra, partition
 
 FACTORS = (1, 2, 4, 8)
-STEPS, REPEATS = 64, 7
+STEPS, REPEATS = 64, 11
 BUDGETS = (None, 2048, 1024, 896, 768, 640, 512)  # MiB, of the whole process
 MIB = 2**20
 
