@@ -33,10 +33,10 @@ from blockspectra import (
 )
 from blockspectra.memory import in_use as memory_in_use
 from blockspectra.ranks import Ranks
+from blockspectra.spectra import ARRAYS
 
 CALL = {"steps": 8, "probes": 3, "seed": 1}
 GIB = 2**30
-ARRAYS = ("alpha", "beta", "taken", "orthogonality")
 
 
 def problem_of(sizes=(3, 1, 2), *, weights=0, order=1):
