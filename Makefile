@@ -46,7 +46,7 @@ reproduce: $(READY)
 	    --rerun-triggers mtime params input --nolock \
 	    || { [ $$? -eq 3 ] || echo 'Not finished: make reproduce goes on from here; .venv/bin/snakemake -c1 --config preset=$(PRESET) tells more.' >&2; exit 1; }
 	@echo 'Report: build/index.html; claims at the $(PRESET) preset:'
-	@$(BIN)/python -m blockspectra.report --print 'build/results/$(PRESET)'
+	@$(BIN)/python -m companion.report --print 'build/results/$(PRESET)'
 
 # The notebooks share one fresh store in the order of the chapters; the claims come last.
 test: $(READY)
@@ -62,7 +62,7 @@ lab: $(READY)
 	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_claims.ipynb $(LAB_ARGS)
 
 figures: $(READY)
-	@$(BIN)/python -m blockspectra.redraw 'data/results/$(PRESET)' build/figures --workers '$(CORES)'
+	@$(BIN)/python -m companion.redraw 'data/results/$(PRESET)' build/figures --workers '$(CORES)'
 
 # warnings are errors: a broken link is one
 site: $(READY)
@@ -71,8 +71,8 @@ site: $(READY)
 	@echo 'Site: build/site/index.html'
 
 results: $(READY)
-	@$(BIN)/python -m blockspectra.report --keep 'build/results/$(PRESET)' 'data/results/$(PRESET)'
-	@[ '$(PRESET)' != laptop ] || $(BIN)/python -m blockspectra.reference_numbers data/results/laptop
+	@$(BIN)/python -m companion.report --keep 'build/results/$(PRESET)' 'data/results/$(PRESET)'
+	@[ '$(PRESET)' != laptop ] || $(BIN)/python -m companion.reference_numbers data/results/laptop
 
 # what make reproduce has computed at the laptop preset is found in its store
 notebooks: $(READY)

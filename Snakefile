@@ -200,7 +200,7 @@ rule one_model:
         {ONE_THREAD}
         {KEEP_PAGES}
         echo "{wildcards.chapter}, {wildcards.model}: running"
-        if ! {PYTHON:q} -m blockspectra.one_model {input.notebook} {input.parameters} \
+        if ! {PYTHON:q} -m companion.one_model {input.notebook} {input.parameters} \
             {wildcards.model:q} {output:q} > {log:q} 2>&1
         then
             echo "{wildcards.chapter}, {wildcards.model} failed ($(tail -n 1 {log:q})): see {log}." >&2
@@ -220,7 +220,7 @@ rule html:
     shell:
         """
         if ! {{ {PYTHON:q} -m nbconvert --to html --embed-images {input} &&
-                {PYTHON:q} -m blockspectra.descriptions {output}; }} > {log} 2>&1
+                {PYTHON:q} -m companion.descriptions {output}; }} > {log} 2>&1
         then
             echo "{wildcards.chapter} was not turned into HTML: see {log}." >&2
             exit 1
@@ -235,4 +235,4 @@ rule report:
     output:
         "build/index.html",
     shell:
-        "{PYTHON:q} -m blockspectra.report {RESULTS} {NOTEBOOKS} {output}"
+        "{PYTHON:q} -m companion.report {RESULTS} {NOTEBOOKS} {output}"

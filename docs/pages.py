@@ -14,8 +14,8 @@ from pathlib import Path
 import yaml
 
 import blockspectra
-from blockspectra.claims import CLAIMS, Finding, claims_table
-from blockspectra.redraw import NotCommittedError, figure_names, manifest
+from companion.claims import CLAIMS, Finding, claims_table
+from companion.redraw import NotCommittedError, figure_names, manifest
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "data" / "results" / "laptop"

@@ -118,8 +118,8 @@ class TestWheel:
         program = (
             "import sys; sys.path.insert(0, sys.argv[1]); import torch, blockspectra\n"
             "from blockspectra import Problem, block_spectra, cross_entropy, js0, partition\n"
-            "from blockspectra.chapter import Chapter\n"
-            "from blockspectra.results import repository\n"
+            "from companion.chapter import Chapter\n"
+            "from companion.store import repository\n"
             "model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2))\n"
             "data = [(torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1]))]\n"
             "problem = Problem(model, cross_entropy, data)\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from blockspectra.figures.style import short
+from blockspectra.plotting.style import short
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@
 
 from blockspectra.blocks import Block, partition
 from blockspectra.cost import estimate
-from blockspectra.diagnose import Diagnosis, diagnose
 from blockspectra.distance import heterogeneity, js0, js_matrix
 from blockspectra.problem import Problem, ProblemError, cross_entropy
 from blockspectra.slq import block_spectra, full_spectrum
@@ -32,3 +31,12 @@ __all__ = [
     "js_matrix",
     "partition",
 ]
+
+
+def __getattr__(name: str):
+    """Import the diagnosis only where it is asked for: it draws, which takes long to load."""
+    if name not in ("Diagnosis", "diagnose"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from blockspectra import diagnosis
+
+    return getattr(diagnosis, name)

@@ -6,7 +6,7 @@ Jensen–Shannon divergence in nats cannot exceed :math:`\ln 2 ≈ 0.693`, so it
 behaves like the same sum over *densities* without the bin width, kept here as ``measure="sum"``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +14,7 @@ import pandas as pd
 
 from blockspectra.smoothing import bin_mass
 from blockspectra.spectra import Spectra
+from blockspectra.statistics import Estimate, jackknife
 
 AXES = ("signed-log", "raw")
 MEASURES = ("js", "sqrt", "sum", "w1")
@@ -21,13 +22,6 @@ SIGMA = {"signed-log": 0.4, "raw": 1e-5**0.5}  # decades; eigenvalue units (the 
 ZERO = 1e-6  # below this share of the model's largest |λ| an eigenvalue counts as zero
 FLOOR = 1e-3  # c of the signed-log axis, as a share of the model's largest |λ|
 MOST_BINS = 50_000  # the released code's number of grid points
-
-
-class Estimate(NamedTuple):
-    """A number and its standard error over probes (nan with a single probe)."""
-
-    mean: float
-    standard_error: float
 
 
 class Shares(NamedTuple):
@@ -221,32 +215,6 @@ def shift_divergence(decades: float, sigma: float = SIGMA["signed-log"]) -> floa
     peaks = np.array([[0.0], [decades]])
     mass = bin_mass(peaks, np.ones((2, 1)), edges, sigma)
     return float(pairwise(mass, edges[1] - edges[0])[0, 1])
-
-
-def jackknife(
-    statistic: Callable[[Sequence[int]], float], probes: int, fewest: int | None = None
-) -> Estimate:
-    """Value of a statistic of all probes and its leave-one-out standard error.
-
-    Where blocks have different numbers of probes, each is left out of all blocks that have it. A
-    block with n of them then counts as if its variance were s²/(n − 1) instead of s²/n, at most:
-    the error is a little too large rather than too small.
-
-    Parameters
-    ----------
-    statistic : callable
-        Takes the probes to keep.
-    probes : int
-        How many there are.
-    fewest : int, optional
-        How many the block with the fewest has, if not all: with a single one there is no error.
-    """
-    value = statistic(range(probes))
-    if min(probes, fewest or probes) < 2:
-        return Estimate(value, float("nan"))
-    left = np.array([statistic([k for k in range(probes) if k != out]) for out in range(probes)])
-    variance = (probes - 1) / probes * ((left - left.mean()) ** 2).sum()
-    return Estimate(value, float(variance**0.5))
 
 
 def heterogeneity(spectra: Spectra) -> pd.DataFrame:

@@ -18,8 +18,8 @@ from blockspectra.double_backward import (
     graph_bytes,
     is_out_of_memory,
 )
+from blockspectra.fast_derivatives.context import CheapTwice
 from blockspectra.problem import Problem
-from blockspectra.twice import CheapTwice
 
 
 class GradientGraph:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blockspectra.arrays import load_arrays, save_arrays
+from blockspectra.files import load_arrays, save_arrays
 from blockspectra.known import Known
 from blockspectra.lanczos import Lanczos, Tridiagonal
 

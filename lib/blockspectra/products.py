@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from blockspectra.blocks import Block, whole
+from blockspectra.distributed import Ranks
 from blockspectra.double_backward import OutOfMemory, ProblemError
 from blockspectra.gradient_graph import GradientGraph, checked
 from blockspectra.memory import readable
 from blockspectra.problem import Problem
-from blockspectra.ranks import Ranks
 from blockspectra.workers import Workers
 
 SCRATCH = 2.0  # what a product needs beside the graph, as a share of it; measured: 0.4 to 1.9

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from blockspectra.blocks import Block, whole
+from blockspectra.distributed import Ranks
 from blockspectra.double_backward import OutOfMemory
 from blockspectra.gradient_graph import checked
 from blockspectra.journal import Journal
@@ -21,8 +22,6 @@ from blockspectra.memory import at_most, in_bytes, in_use, readable
 from blockspectra.probing import Probing
 from blockspectra.problem import Problem
 from blockspectra.products import BlockHessians, parameters_of
-from blockspectra.ranks import Ranks
-from blockspectra.results import code_version
 from blockspectra.spectra import Spectra
 from blockspectra.units import Unit, run_bytes
 
@@ -219,7 +218,6 @@ def _about(problem: Problem, blocks: Sequence[Block], seed: int) -> dict:
     first = [probe_vector(seed, b.name, 0, min(b.size, CHECKED)) for b in blocks]
     return {
         "torch": torch.__version__,
-        "code": code_version(__name__),
         "blocks": [[block.name, block.size] for block in blocks],
         "probes": _checksum(first),
         "weights": _checksum(problem.model.state_dict().values()),

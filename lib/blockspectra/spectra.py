@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from blockspectra.arrays import load_arrays, save_arrays
 from blockspectra.deflation import ORTHOGONAL, deflated_quadrature
+from blockspectra.files import load_arrays, save_arrays
 from blockspectra.lanczos import gauss_quadrature
 from blockspectra.smoothing import bin_mass
 

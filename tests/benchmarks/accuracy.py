@@ -19,9 +19,9 @@ from scipy.stats import wasserstein_distance
 
 from blockspectra import Problem, Spectra, block_spectra, cross_entropy, partition
 from blockspectra.blocks import Block
-from blockspectra.datasets import batches, photographs
-from blockspectra.models.mixer import Mixer, MixerConfig
 from blockspectra.products import dense_hessian
+from companion.datasets import batches, photographs
+from companion.models.mixer import Mixer, MixerConfig
 
 SEEDS, REPEATS = 4, 3
 STEPS = range(10, 201, 10)

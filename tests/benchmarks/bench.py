@@ -20,9 +20,9 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from blockspectra import Problem, block_spectra, cross_entropy, partition
-from blockspectra.datasets import batches, shakespeare
-from blockspectra.models.gpt import GPT, GPTConfig
-from blockspectra.results import environment, write_text
+from companion.datasets import batches, shakespeare
+from companion.models.gpt import GPT, GPTConfig
+from companion.store import environment, write_text
 
 RESULTS = Path(__file__).parent / "results"
 NO_GPU = "no GPU where this was measured"

@@ -20,8 +20,8 @@ import torch
 from blockspectra import Problem, block_spectra, cross_entropy, partition
 from blockspectra.blocks import whole
 from blockspectra.memory import in_bytes
-from blockspectra.models.gpt import GPT, GPT2
 from blockspectra.products import BlockHessians
+from companion.models.gpt import GPT, GPT2
 
 TOKENS, REPEATS = 128, 3
 MATRICES = ("c_attn.q", "c_attn.k", "c_attn.v", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")

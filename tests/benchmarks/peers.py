@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from blockspectra import Problem, block_spectra, cross_entropy, full_spectrum, partition
 from blockspectra.blocks import Block
-from blockspectra.goals import BY_TWO
 from blockspectra.products import block_products, hessian_product
-from blockspectra.results import build_folder
+from companion.benchmark_goals import BY_TWO
+from companion.store import build_folder
 
 PINS = (
     "curvlinops-for-pytorch==3.0.1",

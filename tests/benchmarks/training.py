@@ -7,10 +7,10 @@ process, on one thread. ``make bench`` keeps the numbers in ``results/training.j
 import bench
 import torch
 
-from blockspectra.datasets import mnist, stream
-from blockspectra.models.mlp import MLP, MLPConfig
 from blockspectra.problem import cross_entropy
-from blockspectra.training import OPTIMIZERS, train
+from companion.datasets import mnist, stream
+from companion.models.mlp import MLP, MLPConfig
+from companion.training import OPTIMIZERS, train
 
 STEPS, REPEATS, BATCH = 40, 3, 64
 SIZES = ((14, 32), (14, 64), (28, 64), (28, 128))  # side of the images, width of the layers

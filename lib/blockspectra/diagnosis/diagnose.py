@@ -1,0 +1,233 @@
+"""`diagnose`: from a problem to its blockwise spectra, what they say, and what they cannot say."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch.utils._pytree import tree_leaves
+
+from blockspectra.blocks import Block, partition
+from blockspectra.cost import Cost, estimate
+from blockspectra.diagnosis import page as diagnosis_page
+from blockspectra.diagnosis.advice import Advice, advise
+from blockspectra.diagnosis.block_table import block_table
+from blockspectra.diagnosis.obstacles import custom_functions, made_ready, refuse
+from blockspectra.diagnosis.references import JS0, placed, references, settings
+from blockspectra.distance import heterogeneity, js_matrix
+from blockspectra.environment import environment
+from blockspectra.problem import Problem, ProblemError
+from blockspectra.slq import block_spectra
+from blockspectra.spectra import Spectra
+from blockspectra.statistics import Estimate
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagnosis:
+    """What the Hessian says about a model at its present weights.
+
+    Attributes
+    ----------
+    name : str
+        Of the model.
+    cost : Cost
+        As it was estimated beforehand.
+    spectra : Spectra
+        Of the blocks.
+    divergences : DataFrame, (block, block)
+        Jensen–Shannon divergence in nats, of `js_matrix`.
+    heterogeneity : DataFrame
+        JS⁰ under each distance with its standard error, of `heterogeneity`.
+    blocks : DataFrame
+        A row a block, of `block_table`.
+    references : DataFrame
+        Where the model lies among this project's own, of `placed`.
+    advice : Advice
+        ``advice.word`` is "SGD will do", "use Adam" or "cannot tell".
+    notes : tuple of str
+        What to know about this measurement, in sentences.
+    settings, environment : dict
+        What was asked for, and what it was computed with.
+    """
+
+    name: str
+    cost: Cost
+    spectra: Spectra
+    divergences: pd.DataFrame
+    heterogeneity: pd.DataFrame
+    blocks: pd.DataFrame
+    references: pd.DataFrame
+    advice: Advice
+    notes: tuple[str, ...]
+    settings: dict
+    environment: dict
+
+    @property
+    def js0(self) -> Estimate:
+        """JS⁰ in nats on the signed-log axis, with its standard error over probes."""
+        return Estimate(*self.heterogeneity.loc[JS0, ["value", "standard_error"]])
+
+    def drawings(self) -> list:
+        """Draw spectra, divergences, and the model among the reference models.
+
+        Returns
+        -------
+        list of Drawing
+            Each a figure with its name, its numbers and its caption.
+        """
+        from matplotlib import rc_context  # slow, with seaborn, for every worker
+
+        from blockspectra.diagnosis.figures import drawings
+
+        with rc_context():  # the caller's own style stays
+            return drawings(self.name, self.spectra, self.divergences, self.js0)
+
+    def save(self, folder: str | Path) -> tuple[Path, Path]:
+        """Write ``diagnosis.html``, one page that needs no other file, and ``diagnosis.json``.
+
+        Parameters
+        ----------
+        folder : path
+            Made if it is missing; files of that name in it are replaced.
+
+        Returns
+        -------
+        Path, Path
+            The page and the numbers.
+        """
+        return diagnosis_page.save(self, Path(folder))
+
+    def __str__(self) -> str:
+        return diagnosis_page.as_text(self)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return diagnosis_page.summary(self)
+
+
+def diagnose(
+    problem: Problem,
+    blocks: Sequence[Block] | None = None,
+    *,
+    steps: int = 30,
+    probes: int = 3,
+    seed: int = 0,
+    memory: str | int | None = None,
+    checkpoint: str | Path | None = None,
+    progress: bool | None = None,
+    name: str | None = None,
+    quiet: bool = False,
+) -> Diagnosis:
+    """Measure the blockwise Hessian spectra of a model and say what they tell about training it.
+
+    Prints the cost before it begins. Any `torch.nn.Module` that can be differentiated twice will
+    do, at initialisation if the result is to be compared with the paper's or with this project's
+    models. JS⁰ depends on steps and probes: the defaults are those of the reference models.
+
+    Parameters
+    ----------
+    problem : Problem
+        The model in evaluation mode, a loss and batches.
+    blocks : sequence of Block, optional
+        From `partition`; by default a weight matrix or kernel a block, fused Q, K, V apart.
+    steps, probes, seed, memory, checkpoint, progress
+        As for `block_spectra`.
+    name : str, optional
+        What to call the model in the report; by default its class.
+    quiet : bool
+        Do not print the cost.
+
+    Returns
+    -------
+    Diagnosis
+        Print it, show it in a notebook, or ``save`` it.
+
+    Raises
+    ------
+    ProblemError
+        In one sentence, with the module that stands in the way: see `obstacles.refuse`. Also where
+        there are fewer than two blocks to compare.
+    ValueError
+        As in `block_spectra`.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        default = partition(problem.model)
+    notes = [str(one.message) for one in caught] if blocks is None else []
+    blocks = default if blocks is None else blocks
+    if len(blocks) < 2:
+        names = ", ".join(block.name for block in blocks) or "none"
+        raise ProblemError(
+            f"Heterogeneity compares blocks, and this model has {len(blocks)} ({names}): give more "
+            f"with partition(model, by='neuron') or vectors=True."
+        )
+    with made_ready(problem.model):
+        refuse(problem)
+        cost = estimate(problem, blocks, steps, probes, memory=memory)
+        if not quiet:
+            print(f"{len(blocks)} blocks: {cost}", flush=True)
+        spectra = block_spectra(
+            *(problem, blocks),
+            **{"steps": steps, "probes": probes, "seed": seed, "memory": memory},
+            **{"checkpoint": checkpoint, "progress": progress},
+        )
+        divergences = js_matrix(spectra)
+        table = block_table(problem, blocks, spectra, divergences)
+        notes += custom_functions(problem)
+    asked = {"steps": steps, "probes": probes, "seed": seed} | _about(problem)
+    as_usual = [b.name for b in blocks] == [b.name for b in default]
+    measures, own = heterogeneity(spectra), references()
+    needed = settings(own)
+    if asked["samples"] != needed["samples"]:
+        notes.append(
+            f"The Hessian is a mean over {asked['samples']} samples, those of the reference models "
+            f"over {needed['samples']}: JS⁰ depends on it (chapter 05)."
+        )
+    js0 = Estimate(*measures.loc[JS0, ["value", "standard_error"]])
+    return Diagnosis(
+        name or type(problem.model).__name__,
+        cost,
+        spectra,
+        divergences,
+        measures,
+        table,
+        placed(own, "this model", measures),
+        advise(js0, own, _differences(asked, needed, as_usual)),
+        tuple(notes),
+        asked,
+        environment(),
+    )
+
+
+def _about(problem: Problem) -> dict:
+    """Describe model and data by numbers that JS⁰ depends on."""
+    parameters = list(problem.model.parameters())
+    return {
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable": sum(p.numel() for p in parameters if p.requires_grad),
+        "samples": sum(map(_samples, problem.batches)),
+        "batches": len(problem.batches),
+        "dtype": str(parameters[0].dtype).removeprefix("torch."),
+        "device": str(parameters[0].device),
+    }
+
+
+def _samples(batch) -> int:
+    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
+    return next(x.shape[0] for x in leaves if isinstance(x, torch.Tensor) and x.ndim > 0)
+
+
+def _differences(asked: dict, needed: dict, as_usual: bool) -> list[str]:
+    """Sentences about what keeps JS⁰ from being compared with the reference models'."""
+    told = [
+        f"It was measured with {asked[key]} {key} and the reference models with {needed[key]}, "
+        f"which moves JS⁰."
+        for key in ("steps", "probes")
+        if asked[key] != needed[key]
+    ]
+    if not as_usual:
+        told.append("Its blocks are not those of partition(model), as the reference models' are.")
+    return told

@@ -1,0 +1,122 @@
+"""The context in which functions are replaced by those of `twice_rows` and `twice_matrices`."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from blockspectra.fast_derivatives.attention import attention
+from blockspectra.fast_derivatives.matrices import Attention, Matmul
+from blockspectra.fast_derivatives.rows import CrossEntropy, Gelu, LayerNorm, Softmax
+
+
+class CheapTwice(TorchFunctionMode):
+    """Inside this context these functions can be differentiated cheaply again.
+
+    Not more than twice, which is why it is for making a `GradientGraph` alone. Calls of them in
+    other dtypes, under autocast or inside ``torch.func``, are left as they are.
+
+    Parameters
+    ----------
+    wanted : iterable of torch.nn.Parameter, optional
+        Those that will be differentiated in: to these functions, others are constants. All if None.
+    """
+
+    def __init__(self, wanted: Iterable[nn.Parameter] | None = None):
+        super().__init__()
+        self.wanted = None if wanted is None else {id(p) for p in wanted}
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        """See `torch.overrides.TorchFunctionMode`."""
+        kwargs = kwargs or {}
+        if func in OURS:
+            ours, arguments = OURS[func]
+            given = arguments(*args, **kwargs)
+            if given is not None and _fits(given[0]):
+                result = ours.apply(*map(self._constant, given))
+                return result if isinstance(result, Tensor) else result[0]
+        return func(*args, **kwargs)
+
+    def _constant(self, given):
+        """Cut a parameter off that is not wanted."""
+        known = not isinstance(given, nn.Parameter) or self.wanted is None
+        return given if known or id(given) in self.wanted else given.detach()
+
+
+def _fits(x: Tensor) -> bool:
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled()
+    return plain and not wrapped and torch.is_grad_enabled() and x.requires_grad
+
+
+# how each function may be called; None for a call that is left as it is
+
+
+def _gelu_arguments(input, approximate="none"):
+    return (input,) if approximate == "none" else None
+
+
+def _matmul_arguments(input, other):
+    """Products of many matrices at once, as in attention; those of vectors and one are cheap."""
+    many = input.ndim == other.ndim >= 3 and input.shape[:-2] == other.shape[:-2]
+    return (input, other) if many and input.dtype == other.dtype and other.requires_grad else None
+
+
+def _softmax_arguments(input, dim, dtype=None):
+    return (input, dim) if type(dim) is int and dtype is None else None
+
+
+def _functional_softmax_arguments(input, dim=None, _stacklevel=3, dtype=None):
+    return _softmax_arguments(input, dim, dtype)
+
+
+def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    return input, tuple(normalized_shape), weight, bias, eps
+
+
+def _cross_entropy_arguments(input, target, ignore_index=-100, reduction="mean", **others):
+    """Of rows of logits and one class each; the mean, without weights or smoothing."""
+    plain = (
+        input.ndim == 2 and target.ndim == 1 and reduction == "mean" and not any(others.values())
+    )
+    return (input, target, ignore_index) if plain else None
+
+
+def _attention_arguments(q, k, v, bias=None):
+    return q, k, v, bias, 1 / math.sqrt(q.shape[-1])
+
+
+def _fused_attention_arguments(
+    query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
+):
+    """Without dropout, of as many keys' heads as queries', under a mask that is constant."""
+    alike = query.ndim >= 3 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
+    alike = alike and query.dtype == key.dtype == value.dtype
+    constant = attn_mask is None or not attn_mask.requires_grad
+    if dropout_p or not (alike and constant):
+        return None
+    bias = attn_mask
+    if is_causal:
+        bias = query.new_ones(query.shape[-2], key.shape[-2], dtype=torch.bool).tril()
+    if bias is not None and bias.dtype == torch.bool:
+        bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill_(~bias, -math.inf)
+    scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    return query, key, value, bias, scale
+
+
+OURS = {
+    attention: (Attention, _attention_arguments),
+    F.scaled_dot_product_attention: (Attention, _fused_attention_arguments),
+    F.cross_entropy: (CrossEntropy, _cross_entropy_arguments),
+    F.gelu: (Gelu, _gelu_arguments),
+    torch.matmul: (Matmul, _matmul_arguments),
+    Tensor.matmul: (Matmul, _matmul_arguments),
+    Tensor.__matmul__: (Matmul, _matmul_arguments),
+    F.softmax: (Softmax, _functional_softmax_arguments),
+    torch.softmax: (Softmax, _softmax_arguments),
+    Tensor.softmax: (Softmax, _softmax_arguments),
+    F.layer_norm: (LayerNorm, _layer_norm_arguments),
+}

@@ -1,0 +1,1 @@
+"""Spectra as figures, in one style."""

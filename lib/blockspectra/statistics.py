@@ -1,0 +1,200 @@
+"""Numbers with their standard errors: jackknife, bootstrap, rank correlation, thresholds."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+WORDS = {True: "holds", False: "fails", None: "undecided"}
+
+
+class Estimate(NamedTuple):
+    """A number and its standard error over probes (nan with a single probe)."""
+
+    mean: float
+    standard_error: float
+
+
+def jackknife(
+    statistic: Callable[[Sequence[int]], float], probes: int, fewest: int | None = None
+) -> Estimate:
+    """Value of a statistic of all probes and its leave-one-out standard error.
+
+    Where blocks have different numbers of probes, each is left out of all blocks that have it. A
+    block with n of them then counts as if its variance were s²/(n − 1) instead of s²/n, at most:
+    the error is a little too large rather than too small.
+
+    Parameters
+    ----------
+    statistic : callable
+        Takes the probes to keep.
+    probes : int
+        How many there are.
+    fewest : int, optional
+        How many the block with the fewest has, if not all: with a single one there is no error.
+    """
+    value = statistic(range(probes))
+    if min(probes, fewest or probes) < 2:
+        return Estimate(value, float("nan"))
+    left = np.array([statistic([k for k in range(probes) if k != out]) for out in range(probes)])
+    variance = (probes - 1) / probes * ((left - left.mean()) ** 2).sum()
+    return Estimate(value, float(variance**0.5))
+
+
+def combine(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean of independent estimates; its error joins theirs with the spread between them."""
+    values, errors = np.array(estimates).T
+    spread = values.std(ddof=1) if len(values) > 1 else 0.0
+    error = np.hypot(spread, np.sqrt((errors**2).mean())) / len(values) ** 0.5
+    return Estimate(float(values.mean()), float(error))
+
+
+def bootstrap(
+    table: pd.DataFrame,
+    statistic: Callable[[pd.DataFrame], float],
+    *,
+    group: str,
+    draws: int = 400,
+    seed: int = 0,
+) -> Estimate:
+    """Value of a statistic of a table, and its standard error over groups of rows.
+
+    Groups are drawn with replacement, each with all of its rows: rows that share a group (draws on
+    the same eigenvalues) are not independent, and resampling rows would make the error too small.
+
+    Parameters
+    ----------
+    table : DataFrame
+    statistic : callable, (DataFrame) → float
+        Of all rows.
+    group : str
+        The column that says which group a row is in.
+    draws, seed : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    Estimate
+        Its error is nan with a single group, or where the statistic is not finite in a draw.
+    """
+    rows = list(table.groupby(group, sort=False).indices.values())
+    value = float(statistic(table))
+    if len(rows) < 2:
+        return Estimate(value, float("nan"))
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(draws):
+        chosen = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
+        found.append(statistic(table.iloc[chosen]))
+    finite = np.isfinite(found).all()
+    return Estimate(value, float(np.std(found, ddof=1)) if finite else float("nan"))
+
+
+class RankCorrelation(NamedTuple):
+    """Spearman's ρ and how sure it is; all nan where one of the numbers does not vary."""
+
+    value: float
+    noise: float  #: standard deviation under the errors of the measurements alone
+    error: float  #: the same when the models are drawn anew too: would other models agree?
+    low: float  #: 90 % interval of the second kind
+    high: float
+
+
+def rank_correlation(
+    x: Sequence[Estimate], y: Sequence[Estimate], *, draws: int = 4000, seed: int = 0
+) -> RankCorrelation:
+    """Spearman's rank correlation of estimates, with bootstrap errors.
+
+    Two questions are kept apart. Is the order of *these* models known? Each number is drawn from a
+    normal of its mean and standard error (nan counts as 0). Would *other* models show it? The
+    models are drawn with replacement too; draws in which a quantity does not vary are left out.
+
+    Parameters
+    ----------
+    x, y : sequence of Estimate
+        One a model, three or more.
+    draws, seed : int
+        Of the bootstrap.
+    """
+    if not len(x) == len(y) >= 3:
+        raise ValueError(f"Give both numbers of three or more models, not {len(x)} and {len(y)}.")
+    rng = np.random.Generator(np.random.PCG64(seed))
+    pairs = np.nan_to_num(np.array([x, y], dtype=float))  # (2, model, mean and error)
+    noisy = rng.normal(pairs[..., 0], pairs[..., 1], (draws, *pairs.shape[:2]))
+    models = rng.integers(0, len(x), (draws, 1, len(x)))
+    drawn = _spearman(np.take_along_axis(noisy, models, axis=2))
+    drawn = drawn[np.isfinite(drawn)]
+    value = float(_spearman(pairs[None, :, :, 0])[0])
+    if np.isnan(value) or not len(drawn):
+        return RankCorrelation(*[float("nan")] * 5)
+    low, high = np.quantile(drawn, [0.05, 0.95])
+    noise = np.nanstd(_spearman(noisy))
+    return RankCorrelation(value, *map(float, (noise, drawn.std(), low, high)))
+
+
+def critical_value(models: int, level: float = 0.05) -> float:
+    """Smallest ρ that unrelated numbers reach in at most this share of all orders, one-sided.
+
+    Parameters
+    ----------
+    models : int
+        From 3 to 8: all orders are enumerated.
+    level : float
+    """
+    if not 3 <= models <= 8:
+        raise ValueError(f"Give 3 to 8 models, not {models}: all orders are enumerated.")
+    orders = np.array(list(permutations(range(models))))
+    ranks = np.stack([np.broadcast_to(np.arange(models), orders.shape), orders], axis=1)
+    values = _spearman(ranks).round(9)
+    possible = [v for v in np.unique(values) if (values >= v).mean() <= level]
+    return float(min(possible, default=np.inf))
+
+
+def _spearman(pairs: np.ndarray) -> np.ndarray:
+    """ρ of each draw of (draw, 2, model); nan where one of the two does not vary."""
+    from scipy.stats import rankdata  # slow to import
+
+    ranks = rankdata(pairs, axis=-1)
+    ranks = ranks - ranks.mean(-1, keepdims=True)
+    length = (ranks**2).sum(-1).prod(-1) ** 0.5
+    return ranks.prod(1).sum(-1) / np.where(length > 0, length, np.nan)
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One number that a claim stands on.
+
+    Attributes
+    ----------
+    text : str
+        What the number is.
+    value, error : float
+        Measured, and its standard error (0 for an exact count).
+    threshold : float
+    above : bool
+        Whether the claim needs the number above the threshold, or below.
+    """
+
+    text: str
+    value: float
+    error: float
+    threshold: float
+    above: bool = True
+
+    @property
+    def holds(self) -> bool | None:
+        """True, False, or None where two standard errors do not decide, or nothing was measured."""
+        margin = (self.value - self.threshold) * (1 if self.above else -1)
+        if not math.isfinite(margin) or not math.isfinite(self.error):
+            return None
+        return None if abs(margin) < 2 * self.error else bool(margin >= 0)
+
+    def __str__(self) -> str:
+        error = f" ± {self.error:.2g}" if self.error else ""
+        sign = "≥" if self.above else "≤"
+        word = WORDS[self.holds]
+        return f"{self.text}: {self.value:.3g}{error} ({sign} {self.threshold:.3g}: {word})"

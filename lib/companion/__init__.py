@@ -1,0 +1,1 @@
+"""The companion of "Why Transformers Need Adam": its models, data, experiments and claims."""

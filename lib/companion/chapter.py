@@ -1,0 +1,183 @@
+"""What every notebook does at its start and at its end: check, keep, report.
+
+A notebook's cell tagged ``parameters`` annotates every name; papermill puts what the caller asks
+for in a cell behind it. papermill neither refuses unknown names nor checks types, so `Chapter`
+does, before anything is computed.
+"""
+
+import ast
+import json
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import yaml
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from blockspectra.environment import environment
+from blockspectra.files import digest, write_text
+from companion.claims import CLAIMS, Criterion, Finding
+from companion.figures import use_style
+from companion.store import Store, repository
+
+
+class ParameterError(ValueError):
+    """A parameter of a chapter is unknown or has the wrong type."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Show one sentence in a notebook, without the stack."""
+        return [f"ParameterError: {self}"]
+
+
+class Chapter:
+    """One run of a notebook.
+
+    What it leaves (figures, claims, manifest) goes into the store of its preset; a run with other
+    parameters than the preset's leaves it in a folder ``own`` there, so that trying things out
+    never changes a verdict.
+
+    Parameters
+    ----------
+    name : str
+        The notebook's file name without suffix.
+    namespace : dict
+        ``globals()`` of the notebook, right after the parameters.
+
+    Raises
+    ------
+    ParameterError
+        On a parameter that the ``parameters`` cell does not annotate, or of another type.
+    """
+
+    def __init__(self, name: str, namespace: dict):
+        self.name, self.started = name, time.perf_counter()
+        self.parameters = check_parameters(namespace)
+        try:
+            self.store = Store(self.parameters["preset"])
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
+        use_style()
+        self.folder = self.store.path if self._is_preset() else self.store.path / "own"
+        self.data: dict[str, str] = {}  #: data set → checksum, filled by the caller
+        self.wrote: dict[str, str] = {}  #: file → sha256 of what this run wrote
+
+    def _is_preset(self) -> bool:
+        """Say whether the parameters are the preset's: only then may the claims' table change."""
+        folder = (repository() or Path()) / "notebooks" / "presets"
+        files = [
+            folder / preset / f"{self.name}.yaml" for preset in ("laptop", self.store.path.name)
+        ]
+        if not all(file.exists() for file in files):
+            return True
+        default, changed = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
+        return self.parameters == default | changed
+
+    def choose(self, text: str, known: Iterable[str]) -> list[str]:
+        """Split a parameter such as ``"vgg, gpt"`` and refuse what is not known."""
+        chosen = [word for word in text.replace(",", " ").split() if word]
+        unknown = [word for word in chosen if word not in known]
+        if unknown or not chosen:
+            raise ParameterError(
+                f"{', '.join(unknown) or 'An empty list'} is not to be had in {self.name}: choose "
+                f"from {', '.join(known)}."
+            )
+        return chosen
+
+    def figure(self, name: str, figure: Figure, data: pd.DataFrame, caption: str) -> None:
+        """Keep a figure as PDF and PNG with the CSV and the caption beside it, and show it."""
+        files = save_figure(self.folder / "figures" / self.name / name, figure, data, caption)
+        self.wrote |= {f.relative_to(self.folder).as_posix(): digest(f) for f in files}
+        plt.close(figure)  # or the notebook would show it a second time
+        display(figure, Markdown(f"**{name.replace('_', ' ').capitalize()}.** {caption}"))
+
+    def conclude(self, claim: str, criteria: list[Criterion], note: str) -> Finding:
+        """Store what was measured of a claim and print the verdict that follows."""
+        finding = Finding(claim, criteria, note)
+        if CLAIMS[claim][2] != self.name:
+            raise ValueError(f"{claim} is measured by {CLAIMS[claim][2]}, not by {self.name}.")
+        path = finding.save(self.folder)
+        self.wrote[f"claims/{path.name}"] = digest(path)
+        print(f"{claim}: {finding.verdict}")
+        return finding
+
+    def finish(self) -> str:
+        """Write the run's manifest and say where things are."""
+        manifest = {
+            "chapter": self.name,
+            "parameters": self.parameters,
+            "data": self.data,
+            "results": self.store.used,
+            "products": self.store.products,
+            "wrote": self.wrote,
+            "wall_time_s": round(time.perf_counter() - self.started, 1),
+            **environment(),
+        }
+        text = json.dumps(manifest, indent=1) + "\n"
+        write_text(self.folder / "manifests" / f"{self.name}.json", text)
+        files, figures = len(self.store.used), sum(f.endswith(".pdf") for f in self.wrote)
+        own = "" if self.folder == self.store.path else ", under own/: not the preset's parameters"
+        return f"{self.name}: {files} results, {figures} figures, manifest written{own}"
+
+
+def save_figure(path: Path, figure: Figure, data: pd.DataFrame, caption: str) -> list[Path]:
+    """Write a figure as PDF and PNG, its data as CSV and its caption as text.
+
+    Parameters
+    ----------
+    path : Path
+        Of the files, without suffix.
+    figure : Figure
+        As wide as it says, to the bit: what is outside its width is cut off.
+    data : DataFrame
+        What it shows.
+    caption : str
+
+    Returns
+    -------
+    list of Path
+        The files.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.draw_without_rendering()  # lays it out, once for both files
+    figure.set_layout_engine("none")
+    files = [path.with_name(f"{path.name}.{kind}") for kind in ("pdf", "png", "csv", "txt")]
+    figure.savefig(files[0], metadata={"CreationDate": None})
+    figure.savefig(files[1], dpi=200)
+    write_text(files[2], data.to_csv(index=False, float_format="%.6g"))
+    write_text(files[3], caption + "\n")
+    return files
+
+
+def check_parameters(namespace: dict) -> dict:
+    """Compare what papermill injected with the annotations; returns the checked parameters."""
+    annotations = namespace.get("__annotations__", {})
+    if "preset" not in annotations:
+        raise ParameterError("The parameters cell must annotate every parameter, and a preset.")
+    unknown = [name for name in _injected(namespace) if name not in annotations]
+    if unknown:
+        raise ParameterError(
+            f"Unknown parameter {', '.join(unknown)}: this chapter takes {', '.join(annotations)}."
+        )
+    for name, kind in annotations.items():
+        try:
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(namespace[name])
+        except ValidationError:
+            wanted = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+            raise ParameterError(
+                f"Parameter {name} must be of type {wanted}, not {namespace[name]!r}."
+            ) from None
+    return {name: namespace[name] for name in annotations}
+
+
+def _injected(namespace: dict) -> list[str]:
+    """Names that papermill's cell, which starts with its own comment, assigns."""
+    names = []
+    for source in namespace.get("In", []):
+        if source.startswith("# Parameters\n"):
+            targets = (n.targets[0] for n in ast.parse(source).body if isinstance(n, ast.Assign))
+            names += [target.id for target in targets if isinstance(target, ast.Name)]
+    return names

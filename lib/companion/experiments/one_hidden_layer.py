@@ -1,0 +1,203 @@
+"""A one-hidden-layer MLP on tasks with few and many classes, and its exact Hessian on the way.
+
+Three tasks: images (MNIST, resized), text (Shakespeare's next character), and Gaussian inputs with
+random labels, which are balanced whatever their number. In each the number of classes can be set
+while the inputs stay the same.
+"""
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blockspectra.blocks import whole
+from blockspectra.problem import Problem, cross_entropy
+from blockspectra.products import dense_hessian
+from companion import datasets
+from companion.datasets.samples import generator
+from companion.models.mlp import MLP, MLPConfig
+from companion.training import OPTIMIZERS, train
+
+#: text: characters that the next one is predicted from, and windows drawn
+CONTEXT, WINDOWS = 2, 4000
+#: Gaussian: points drawn; as in the author's later code
+POINTS = 5000
+
+
+def images(classes: int, *, side: int = 8, seed: int = 0) -> datasets.Data:
+    """MNIST of ``side`` x ``side`` pixels; the class is the digit modulo ``classes``, 2 to 10."""
+    if not 2 <= classes <= 10:
+        raise ValueError(f"Images of digits have 2 to 10 classes, not {classes}.")
+    data = _mnist(side, seed)
+    name = f"{data.name}, {classes} classes"
+    return replace(data, name=name, targets=data.targets % classes, classes=classes)
+
+
+@lru_cache(maxsize=8)
+def _mnist(side: int, seed: int) -> datasets.Data:
+    """Keep what takes as long to resize as a small network to train."""
+    return datasets.mnist(size=side, seed=seed)
+
+
+def text(classes: int, *, inputs: int = 32, seed: int = 0) -> datasets.Data:
+    """Predict a character of Shakespeare from the two before it.
+
+    Each character is written as ``inputs / 2`` Gaussian numbers, the same for every seed, because
+    76 inputs a character would make the Hessian large and mostly empty. Classes are the
+    ``classes - 1`` most frequent characters and one for all others; 76 are all of them.
+    """
+    data = datasets.shakespeare(context=CONTEXT, windows=WINDOWS, seed=seed)
+    if not 2 <= classes <= data.classes or inputs < CONTEXT or inputs % CONTEXT:
+        raise ValueError(
+            f"Text has 2 to {data.classes} classes and a multiple of {CONTEXT} inputs, not "
+            f"{classes} classes and {inputs} inputs."
+        )
+    codes = generator(0).standard_normal((data.classes, inputs // CONTEXT), dtype=np.float32)
+    following = data.targets[:, -1]
+    counts = torch.bincount(following, minlength=data.classes)
+    rank = counts.argsort(descending=True, stable=True).argsort()  # 0: the most frequent
+    return replace(
+        data,
+        name=f"{data.name}, {classes} classes",
+        inputs=torch.from_numpy(codes)[data.inputs].flatten(1),
+        targets=rank[following].clamp(max=classes - 1),
+        classes=classes,
+    )
+
+
+def gaussian(classes: int, *, inputs: int = 32, seed: int = 0) -> datasets.Data:
+    """Draw Gaussian inputs with labels drawn evenly: nothing to learn, classes all as frequent."""
+    rng = generator(seed)
+    points = rng.standard_normal((POINTS, inputs), dtype=np.float32)
+    labels = rng.integers(0, classes, POINTS)
+    name = f"Gaussian inputs, random labels, {classes} classes"
+    return datasets.Data(
+        name, torch.from_numpy(points), torch.from_numpy(labels), classes, "drawn from the seed", ""
+    )
+
+
+def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+    """Mean squared error of (inputs, targets) against one-hot targets, over samples and classes."""
+    inputs, targets = batch
+    outputs = model(inputs)
+    return F.mse_loss(outputs, F.one_hot(targets, outputs.shape[-1]).to(outputs))
+
+
+LOSSES = {"cross-entropy": cross_entropy, "squared error": squared_error}
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training run of an MLP without biases, by Adam.
+
+    Attributes
+    ----------
+    task : {"images", "text", "gaussian"}
+    classes : int
+    loss : {"cross-entropy", "squared error"}
+    seed : int
+        Of the initialisation, of the draw of the data and of their order.
+    hidden : int
+        Hidden neurons.
+    side, inputs : int
+        Pixels along an image, and number of inputs of the other tasks.
+    samples : int
+        Training samples that the Hessian is averaged over.
+    batch, steps : int
+    rate : float
+        Largest learning rate; see `companion.training.schedule`.
+    stages : tuple of int
+        Percentages of training at which the Hessian is taken.
+    device : str
+    """
+
+    task: str
+    classes: int
+    loss: str = "cross-entropy"
+    seed: int = 0
+    hidden: int = 8
+    side: int = 8
+    inputs: int = 32
+    samples: int = 400
+    batch: int = 64
+    steps: int = 400
+    rate: float = 0.01
+    stages: tuple[int, ...] = (1, 50, 100)
+    device: str = "cpu"
+
+    def data(self) -> datasets.Data:
+        """Load the task's training part."""
+        if self.task == "images":
+            return images(self.classes, side=self.side, seed=self.seed)
+        return {"text": text, "gaussian": gaussian}[self.task](
+            self.classes, inputs=self.inputs, seed=self.seed
+        )
+
+    @property
+    def parameters(self) -> int:
+        """Number of weights, which is the side of the Hessian."""
+        inputs = self.side**2 if self.task == "images" else self.inputs
+        return self.hidden * (inputs + self.classes)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """The model at one moment of training.
+
+    Attributes
+    ----------
+    stage : int
+        Percentage of training.
+    hessian : ndarray, (size, size) float64
+        Exact, of the loss over the samples; hidden weights first, then output weights, row by row:
+        the weights into one neuron lie side by side.
+    loss, accuracy : float
+        Over the same samples.
+    """
+
+    stage: int
+    hessian: np.ndarray
+    loss: float
+    accuracy: float
+
+
+def moments(run: Training) -> list[Moment]:
+    """Train and take the exact Hessian at the wanted stages.
+
+    Raises
+    ------
+    ValueError
+        If a stage is not a step of its own, or training diverges.
+    """
+    wanted = {round(run.steps * stage / 100): stage for stage in run.stages}
+    if min(wanted) < 1 or len(wanted) < len(run.stages):
+        raise ValueError(
+            f"{run.steps} steps are too few to look at {list(run.stages)} % of training: raise "
+            f"`steps`, to 100 or more for 1 %."
+        )
+    data, loss = run.data(), LOSSES[run.loss]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.seed)
+        sizes = (data.inputs[0].numel(), run.hidden, data.classes)
+        model = MLP(MLPConfig(sizes, bias=False)).to(run.device)
+    (batch,) = datasets.batches(data, run.samples, 1, run.seed, device=run.device)
+    problem, seen = Problem(model, loss, [batch]), []
+
+    def observe(step: int) -> None:
+        if step in wanted:
+            hessian = dense_hessian(problem, whole(model)).double().cpu().numpy()
+            with torch.no_grad():
+                value = float(loss(model, batch))
+                right = (model(batch[0]).argmax(1) == batch[1]).double().mean()
+            seen.append(Moment(wanted[step], hessian, value, float(right)))
+
+    stream = datasets.stream(data, run.batch, run.seed, device=run.device)
+    losses = train(
+        [model], loss, [stream], OPTIMIZERS["adam"], [run.rate], steps=run.steps, observe=observe
+    )
+    if not np.isfinite(losses[0, -1]):
+        raise ValueError(f"Training diverged at rate {run.rate:g}: lower `rate`.")
+    return seen

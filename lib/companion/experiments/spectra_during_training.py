@@ -1,0 +1,174 @@
+"""The full Hessian spectrum of a model at several stages of its training."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from blockspectra.problem import Problem, cross_entropy
+from blockspectra.slq import full_spectrum
+from blockspectra.spectra import Spectra
+from companion import datasets
+from companion.setups import setup
+from companion.store import Store
+from companion.training import OPTIMIZERS, train
+
+
+@dataclass(frozen=True)
+class Stages:
+    """One training run of a model of the paper, its full Hessian spectrum measured on the way.
+
+    The model trains as it should, BatchNorm by the statistics of each batch; its Hessian is taken
+    in evaluation mode, BatchNorm by its running statistics, as the released code does. Every stage
+    uses the same samples, drawn from the training data, and the same start vectors.
+
+    Attributes
+    ----------
+    model, size, device : str
+        As in `setup`.
+    optimizer : str
+        A key of `OPTIMIZERS`.
+    rate : float
+        Largest learning rate; `schedule` says how it rises and falls.
+    training, batch : int
+        Training steps, and images or sequences in the batch of each.
+    samples : int
+        Images or sequences that there are to train on.
+    shares : tuple of float
+        Stages, as shares of the training steps: 0 is initialisation, 1 the end.
+    hessian : int
+        Images or sequences that the Hessian is averaged over.
+    steps, probes : int
+        As in `full_spectrum`.
+    seed : int
+        Of initialisation, data, order of the batches and start vectors.
+    """
+
+    model: str
+    optimizer: str
+    rate: float
+    size: str = "small"
+    training: int = 100
+    batch: int = 16
+    samples: int = 2000
+    shares: tuple[float, ...] = (0.0, 0.1, 0.5, 1.0)
+    hessian: int = 8
+    steps: int = 25
+    probes: int = 2
+    seed: int = 0
+    device: str = "cpu"
+
+    @property
+    def title(self) -> str:
+        """The model's name."""
+        return self.model
+
+    @property
+    def cost(self) -> float:
+        """Order of cost: gradients of a sample, by how long they take."""
+        order = ("vgg", "mixer", "vit", "gpt", "bert", "resnet")
+        products = 3 * len(self.shares) * self.probes * self.steps * self.hessian
+        return (products + self.training * self.batch) * (1 + order.index(self.model))
+
+    def moments(self) -> dict[int, str]:
+        """Training steps to measure at, and what each is called.
+
+        Raises
+        ------
+        ValueError
+            If a share is outside [0, 1], or two of them fall on one step.
+        """
+        found = {
+            round(share * self.training): f"{100 * share:g} %" if share else "init"
+            for share in self.shares
+        }
+        inside = all(0 <= share <= 1 for share in self.shares)
+        if not self.shares or not inside or len(found) < len(self.shares):
+            raise ValueError(
+                f"Stages must be shares of the training from 0 to 1, each of them another one of "
+                f"its {self.training} steps, not {list(self.shares)}."
+            )
+        return found
+
+    def result(self, store: Store) -> Spectra:
+        """Return the spectra, a stage a block, from the store if they are there.
+
+        ``meta`` says what was measured, and holds ``loss`` (of the Hessian's samples, at each
+        stage) and ``training_loss`` (of the batch of each training step).
+
+        Raises
+        ------
+        ValueError
+            If training diverges, or the stages are none.
+        """
+        made = setup(
+            self.model, self.size, samples=self.samples, seed=self.seed, device=self.device
+        )
+        about = asdict(self) | {"data": made.data.checksum}
+
+        def compute() -> Spectra:
+            model, moments = made.problem.model, self.moments()
+            samples = datasets.batches(made.data, self.hessian, 1, self.seed, device=self.device)
+            problem = Problem(model, cross_entropy, samples)
+            found, values = {}, []
+
+            def observe(step: int) -> None:
+                if step in moments:
+                    training = model.training
+                    model.eval()
+                    values.append(float(problem.value(samples[0]).detach()))
+                    found[moments[step]] = full_spectrum(
+                        problem, steps=self.steps, probes=self.probes, seed=self.seed
+                    )
+                    model.train(training)
+
+            losses = train(
+                [model],
+                cross_entropy,
+                [datasets.stream(made.data, self.batch, self.seed, device=self.device)],
+                OPTIMIZERS[self.optimizer],
+                [self.rate],
+                steps=self.training,
+                observe=observe,
+            )[0]
+            if not np.isfinite(losses).all():
+                raise ValueError(
+                    f"{made.title} diverges when trained by {self.optimizer} at rate "
+                    f"{self.rate:g}: lower the rate."
+                )
+            result = join(list(found.values()), list(found))
+            result.meta.update(
+                about,
+                title=made.title,
+                family=made.family,
+                caption=made.caption,
+                name=made.data.name,
+                loss=values,
+                training_loss=losses.tolist(),
+            )
+            return result
+
+        return store.get(f"stages-{self.model}", about, compute)
+
+
+def join(parts: Sequence[Spectra], names: Sequence[str]) -> Spectra:
+    """Put spectra of equal numbers of probes and steps side by side, under new names.
+
+    Parameters
+    ----------
+    parts : sequence of Spectra
+        At least one.
+    names : sequence of str
+        One for each block of each part, in their order.
+
+    Raises
+    ------
+    ValueError
+        If names are given twice, or their number is not that of the blocks.
+    """
+    sizes = [size for part in parts for size in part.sizes]
+    if len(names) != len(sizes) or len(set(names)) < len(names):
+        raise ValueError(f"Give a name of its own to each of the {len(sizes)} spectra: {names}.")
+    arrays = ("alpha", "beta", "taken", "orthogonality")
+    joined = (np.concatenate([getattr(part, key) for part in parts]) for key in arrays)
+    return Spectra(list(names), sizes, *joined)

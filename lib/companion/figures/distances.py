@@ -1,0 +1,82 @@
+"""Figures of distances between spectra: heat-maps, and models under many measures."""
+
+import re
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from blockspectra.plotting.style import FAMILY, PAGE, decades, panels, short, typeset
+
+
+def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
+    """Heat-maps of pairwise JS divergence, one a model, on one logarithmic scale up to ln 2."""
+    columns = min(columns, len(matrices))
+    width = PAGE if columns > 2 else PAGE * (columns + 0.5) / 3
+    figure, axes = panels(len(matrices), columns, 1.95, width=width)
+    for ax, (model, matrix) in zip(axes, matrices.items(), strict=True):
+        image = ax.imshow(
+            matrix.clip(1e-4),
+            cmap="rocket_r",
+            norm=LogNorm(1e-4, np.log(2)),
+            interpolation="nearest",
+        )
+        every = 1 if len(matrix) <= 12 else 2
+        ticks = range(0, len(matrix), every)
+        ax.set_yticks(ticks, [short(matrix.index[i]) for i in ticks], fontsize=4.5)
+        ax.set_xticks([])
+        mean = matrix.to_numpy()[np.triu_indices(len(matrix), 1)].mean()
+        ax.set_title(f"{model}\nJS⁰ = {mean:.2g}")
+        ax.grid(False)
+    one_row = len(matrices) <= columns
+    shrink = 0.9 if one_row else 0.6
+    bar = figure.colorbar(image, ax=axes, shrink=shrink, pad=0.01, extend="min")
+    bar.set_label("JS divergence (nats)" if one_row else "Jensen–Shannon divergence (nats)")
+    return figure
+
+
+def heterogeneity_by_measure(table: pd.DataFrame) -> Figure:
+    """Heterogeneity of every model under every measure, a panel a measure, with error bars.
+
+    Parameters
+    ----------
+    table : DataFrame
+        model, family, measure, unit, value, standard_error; a row with measure ``reported`` gives
+        the paper's number.
+    """
+    measures = list(dict.fromkeys(table["measure"]))
+    columns = 3
+    rows = -(-len(measures) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(PAGE, 1.5 * rows), squeeze=False)
+    models = list(dict.fromkeys(table["model"]))
+    for ax, measure in zip(axes.flat, measures, strict=False):
+        part = table[table["measure"] == measure].set_index("model").reindex(models)
+        for i, (_, row) in enumerate(part.iterrows()):
+            if np.isfinite(row["value"]):
+                error = 2 * np.nan_to_num(row["standard_error"])
+                ax.errorbar(
+                    row["value"], i, xerr=error, fmt="o", ms=3.5, color=FAMILY[row["family"]]
+                )
+        ax.set_xscale("log")
+        decades(ax, part["value"].dropna())
+        ax.set_yticks(range(len(models)), models if ax in axes[:, 0] else [])
+        ax.set_ylim(len(models) - 0.5, -0.5)
+        unit = part["unit"].dropna().iloc[0]
+        ax.set_title(typeset(_title(measure)))
+        ax.set_xlabel(unit, fontsize=7)
+    for ax in axes.flat[len(measures) :]:
+        ax.set_visible(False)
+    return figure
+
+
+def _title(measure: str) -> str:
+    """Say in words which measure a short name such as ``js, raw`` stands for."""
+    words = {"js": "JS divergence", "sqrt": "JS distance", "w1": "Wasserstein-1"}
+    words |= {"sum": "un-normalised sum", "std log10": "spread of log₁₀"}
+    for name, word in words.items():
+        if re.match(rf"{name}\b", measure):
+            return word + measure.removeprefix(name)
+    return measure

@@ -1,0 +1,135 @@
+"""Figures of the man-made MLP: accuracy and heterogeneity against the knob, and the searches."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+from blockspectra.plotting.style import COLUMN, PAGE
+from companion.figures.training import OPTIMIZER
+from companion.training import OPTIMIZERS
+
+#: measure of heterogeneity → label and scale of its axis
+HETEROGENEITY = {
+    "js": ("JS⁰\n(nats)", "log"),
+    "sum": ("JS⁰ as an un-\nnormalised sum", "log"),
+    "spread": ("spread of\nλ$_\\mathrm{max}$ (decades)", "linear"),
+}
+
+
+def accuracy_against_knob(accuracies: pd.DataFrame, curvature: pd.DataFrame) -> Figure:
+    """Test accuracy and heterogeneity against c, one above the other on one axis.
+
+    Parameters
+    ----------
+    accuracies : DataFrame
+        c, optimizer, seed, accuracy (share).
+    curvature : DataFrame
+        c, measure (a key of `HETEROGENEITY`), mean, standard_error.
+    """
+    rows = 1 + len(HETEROGENEITY)
+    heights = (2, *[1] * (rows - 1))
+    figure, axes = plt.subplots(rows, 1, figsize=(COLUMN, 6.2), sharex=True, height_ratios=heights)
+    _accuracy(axes[0], accuracies, "c")
+    axes[0].set(ylabel="test accuracy (%)", xscale="log")
+    for ax, (measure, (label, scale)) in zip(axes[1:], HETEROGENEITY.items(), strict=True):
+        part = curvature[curvature["measure"] == measure]
+        error = 2 * part["standard_error"]
+        ax.errorbar(part["c"], part["mean"], error, fmt="o-", ms=3, color="0.25")
+        ax.set(ylabel=label, yscale=scale)
+        if scale == "log":  # whole decades, so that at least two carry a label
+            low, high = np.log10(part["mean"]).agg(["min", "max"])
+            ax.set_ylim(10 ** np.floor(low), 10 ** np.ceil(high))
+            ax.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            ax.set_ylim(bottom=0)
+        ax.xaxis.set_minor_locator(NullLocator())
+    axes[-1].set_xlabel("c: Hessian of a layer / Hessian of the one before")
+    figure.align_ylabels()
+    _legend(figure, axes[0])
+    return figure
+
+
+def accuracy_against_spread(table: pd.DataFrame) -> Figure:
+    """Test accuracy against how far apart the layers' rates are, a panel a side of the knob.
+
+    Parameters
+    ----------
+    table : DataFrame
+        side (title of the panel), ratio (of the largest to the smallest rate), optimizer, seed,
+        accuracy (share).
+    """
+    sides = list(dict.fromkeys(table["side"]))
+    figure, axes = plt.subplots(
+        1, len(sides), figsize=(PAGE, 2.3), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, side in zip(axes.flat, sides, strict=True):
+        _accuracy(ax, table[table["side"] == side], "ratio")
+        ax.set(title=side, xscale="log")
+        ax.xaxis.set_minor_locator(NullLocator())
+    figure.supxlabel("largest rate of a layer / smallest, as on the plain MLP", fontsize=8)
+    axes[0, 0].set_ylabel("test accuracy (%)")
+    _legend(figure, axes[0, 0])
+    return figure
+
+
+def accuracy_against_rate(table: pd.DataFrame, columns: int = 4) -> Figure:
+    """Test accuracy against learning rate, a panel a value of c; a cross has diverged.
+
+    Parameters
+    ----------
+    table : DataFrame
+        c, optimizer, rate, seed, part, accuracy (share), diverged. Lines are means over the seeds
+        of the search, diamonds the fresh seeds at the best rate.
+    columns : int
+        Panels in a row.
+    """
+    values = sorted(set(table["c"]))
+    columns = min(columns, len(values))
+    rows = -(-len(values) // columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(PAGE, 1.5 * rows + 0.4),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+    )
+    for ax, c in zip(axes.flat, values, strict=False):
+        for name, part in table[table["c"] == c].groupby("optimizer", sort=False):
+            color = OPTIMIZER[name]
+            search, best = part[part["part"] == "search"], part[part["part"] == "best"]
+            mean = search.groupby("rate").agg({"accuracy": "mean", "diverged": "any"})
+            ax.plot(100 * mean["accuracy"], "-o", ms=2.5, color=color, label=OPTIMIZERS[name].title)
+            lost = mean[mean["diverged"]]
+            ax.plot(100 * lost["accuracy"], "x", ms=5, color=color)
+            ax.plot(
+                best["rate"], 100 * best["accuracy"], "D", mfc="none", ms=5, mew=0.6, color=color
+            )
+        ax.set(title=f"c = {c:g}", xscale="log")
+        ax.xaxis.set_major_locator(LogLocator(numticks=5))
+        ax.xaxis.set_minor_locator(NullLocator())
+    for ax in axes.flat[max(0, len(values) - columns) : len(values)]:
+        ax.tick_params(labelbottom=True)  # also where the panel below is left out
+    for ax in axes.flat[len(values) :]:
+        ax.set_visible(False)
+    figure.supxlabel("largest learning rate", fontsize=8)
+    figure.supylabel("test accuracy (%)", fontsize=8)
+    _legend(figure, axes.flat[0])
+    return figure
+
+
+def _accuracy(ax: Axes, table: pd.DataFrame, x: str) -> None:
+    """Median over seeds in per cent, with a band from the least to the largest."""
+    for name, part in table.groupby("optimizer", sort=False):
+        by_x = 100 * part.groupby(x)["accuracy"].agg(["min", "median", "max"])
+        color = OPTIMIZER[name]
+        ax.plot(by_x["median"], "o-", ms=3, color=color, label=OPTIMIZERS[name].title)
+        ax.fill_between(by_x.index, by_x["min"], by_x["max"], color=color, alpha=0.25, linewidth=0)
+
+
+def _legend(figure: Figure, ax: Axes) -> None:
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)

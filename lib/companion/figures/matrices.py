@@ -1,0 +1,129 @@
+"""Figures of Hessian matrices: heat-maps with their blocks, and the mass inside the blocks."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from blockspectra.plotting.style import PAGE
+
+#: decades below the largest cell that heat-maps show
+DECADES = 4
+
+
+def hessian_maps(picture: pd.DataFrame) -> Figure:
+    """Heat-maps of log₁₀ |entry|: a row the hidden layer, the output layer, both; a column a stage.
+
+    Parameters
+    ----------
+    picture : DataFrame
+        stage, layer, block, then a column a column of cells, as of
+        `companion.experiments.block_diagonality.Picture`. Every map is relative to its largest
+        cell.
+    """
+    stages = list(dict.fromkeys(picture["stage"]))
+    figure, axes = plt.subplots(
+        3, len(stages), figsize=(PAGE, 2.15 * 3), squeeze=False, sharex="row", sharey="row"
+    )
+    for stage, column in zip(stages, axes.T, strict=True):
+        part = picture[picture["stage"] == stage].reset_index(drop=True)
+        values = part.drop(columns=["stage", "layer", "block"]).to_numpy()
+        for layer, ax in zip(("hidden", "output", "both"), column, strict=True):
+            rows = part.index[(part["layer"] == layer) | (layer == "both")]
+            chosen = values[np.ix_(rows, rows)]
+            image = ax.imshow(
+                (chosen - chosen.max()).clip(-DECADES, 0),
+                cmap="rocket_r",
+                vmin=-DECADES,
+                vmax=0,
+                interpolation="nearest",
+            )
+            _outline(ax, part["block"][rows].to_numpy())
+            ax.set(xticks=[], yticks=[])
+            ax.grid(False)
+    for ax, stage in zip(axes[0], stages, strict=True):
+        ax.set_title(f"{stage} % of training")
+    for ax, label in zip(axes[:, 0], ("hidden layer", "output layer", "both"), strict=True):
+        ax.set_ylabel(label)
+    bar = figure.colorbar(image, ax=axes, ticks=range(-DECADES, 1), shrink=0.4, pad=0.01)
+    bar.set_label("mean |entry| / largest of the map")
+    bar.set_ticklabels([f"$10^{{{k}}}$" for k in range(-DECADES, 0)] + ["1"])
+    return figure
+
+
+def _outline(ax: Axes, blocks: np.ndarray) -> None:
+    """Outline diagonal blocks that are larger than one cell."""
+    for block in np.unique(blocks):
+        (rows,) = np.nonzero(blocks == block)
+        if len(rows) > 1:
+            corner = (rows[0] - 0.5, rows[0] - 0.5)
+            ax.add_patch(Rectangle(corner, len(rows), len(rows), fill=False, ec="C0", lw=0.7))
+
+
+def share_by_stage(table: pd.DataFrame) -> Figure:
+    """Share of the mass in the diagonal blocks against the stage, a panel a task.
+
+    Parameters
+    ----------
+    table : DataFrame
+        panel, layer, stage, seed, share, permuted; dotted what permuted rows would give.
+    """
+    panels = list(dict.fromkeys(table["panel"]))
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(PAGE, 2.2), sharey=True, sharex=True, squeeze=False
+    )
+    for ax, panel in zip(axes.flat, panels, strict=True):
+        part = table[table["panel"] == panel].assign(stage=lambda t: t["stage"].astype(str))
+        shared = {"x": "stage", "hue": "layer", "linestyles": "-", "ax": ax, "lw": 1.0, "ms": 4}
+        sns.pointplot(part, y="share", errorbar=("se", 2), legend=ax is axes[0, 0], **shared)
+        shared |= {"linestyles": ":", "legend": False, "markers": ""}
+        sns.pointplot(part, y="permuted", errorbar=None, **shared)
+        ax.axhline(0.9, color="0.4", linewidth=0.8, linestyle="--")
+        ax.set(title=panel, xlabel="% of training", ylabel="share in the blocks", ylim=(0, 1.02))
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0, 0].get_legend().remove()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    return figure
+
+
+def outside_by_classes(table: pd.DataFrame, panels: Mapping[str, tuple[str, str]]) -> Figure:
+    """Share of the mass outside the diagonal blocks against the number of classes.
+
+    Parameters
+    ----------
+    table : DataFrame
+        task, loss, layer, classes, seed, share, permuted; dotted what permuted rows would give,
+        grey what even predictions give in the output layer, 1 / classes.
+    panels : mapping
+        Title → (loss, layer).
+    """
+    figure, axes = plt.subplots(
+        1, len(panels), figsize=(PAGE, 2.3), sharey=True, sharex=True, squeeze=False
+    )
+    tasks = [task for task in ("images", "text", "gaussian") if task in set(table["task"])]
+    for ax, (title, (loss, layer)) in zip(axes.flat, panels.items(), strict=True):
+        part = table[(table["loss"] == loss) & (table["layer"] == layer)]
+        for i, task in enumerate(tasks):
+            one = part[part["task"] == task].groupby("classes")[["share", "permuted"]]
+            mean, error = 1 - one.mean(), 2 * one.sem()["share"]
+            ax.errorbar(
+                mean.index, mean["share"], yerr=error, color=f"C{i}", marker="os^"[i], ms=4,
+                label=task, capsize=2,
+            )  # fmt: skip
+            ax.plot(mean.index, mean["permuted"], color=f"C{i}", linestyle=":")
+        ax.axhline(0.1, color="0.4", linewidth=0.8, linestyle="--")
+        if layer == "output":
+            classes = np.array(sorted(part["classes"].unique()))
+            ax.plot(classes, 1 / classes, color="0.6", linewidth=2.5, alpha=0.6, zorder=0)
+        ax.set(title=title, xlabel="classes", xscale="log", yscale="log")
+        ax.set_xticks([2, 10, 100], ["2", "10", "100"])
+        ax.minorticks_off()
+    axes[0, 0].set_ylabel("share outside the blocks")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(tasks), frameon=False)
+    return figure

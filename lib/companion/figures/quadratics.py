@@ -1,0 +1,243 @@
+"""Figures of the quadratics: how fast GD and Adam are on them, and the bounds of the theory."""
+
+from collections.abc import Mapping
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
+
+from blockspectra.plotting.style import COLUMN, PAGE, legend_above, typeset
+
+_COLORBLIND = sns.color_palette("colorblind")
+METHOD = {  # name → (label, colour)
+    "gd": ("GD", _COLORBLIND[7]),
+    "momentum": ("GD with momentum", _COLORBLIND[4]),
+    "frozen": ("Adam, β₁ = 0, β₂ = 1", _COLORBLIND[2]),
+    "adam": ("Adam, β = (0.9, 0.999)", "0.15"),
+    "sign": ("sign descent", _COLORBLIND[5]),
+}
+
+
+def gradient_norms(curves: pd.DataFrame) -> Figure:
+    """‖g‖/‖g⁰‖ against iteration, a panel a case: median, with the 10–90 % band over draws.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        case (title of the panel), optimizer (a key of `METHOD`), step, low, median, high.
+    """
+    cases = list(dict.fromkeys(curves["case"]))
+    figure, axes = plt.subplots(
+        2, -(-len(cases) // 2), figsize=(PAGE, 4.2), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, case in zip(axes.flat, cases, strict=False):
+        part = curves[curves["case"] == case]
+        for name, (label, color) in METHOD.items():
+            _band(ax, part[part["optimizer"] == name], label, color)
+        ax.set_title(case)
+        ax.set(xscale="log", yscale="log", ylim=(3e-8, 30))
+        _sparse(ax)
+    for ax in axes.flat[len(cases) :]:
+        ax.set_visible(False)
+    figure.supxlabel("iteration", fontsize=8)
+    figure.supylabel("gradient norm / its first", fontsize=8)
+    legend_above(figure, axes.flat[0])
+    return figure
+
+
+def steps_by_case(counts: pd.DataFrame, xlabel: str) -> Figure:
+    """Draw the steps of GD and of frozen Adam, a row a case: a dot a draw, a bar at the median.
+
+    Parameters
+    ----------
+    counts : DataFrame
+        case, gd, adam (steps), one row a draw.
+    xlabel : str
+    """
+    cases = list(dict.fromkeys(counts["case"]))
+    figure, ax = plt.subplots(figsize=(PAGE, 0.55 + 0.42 * len(cases)))
+    rng = np.random.default_rng(0)  # of the jitter
+    for row, case in enumerate(cases):
+        part = counts[counts["case"] == case]
+        for name, method, shift in (("gd", "gd", -0.19), ("adam", "frozen", 0.19)):
+            label, color = METHOD[method]
+            height = row + shift + rng.uniform(-0.1, 0.1, len(part))
+            ax.plot(part[name], height, ".", ms=3, alpha=0.4, color=color, mew=0)
+            ends = row + shift - 0.17, row + shift + 0.17
+            ax.plot([part[name].median()] * 2, ends, color=color, linewidth=2, label=label)
+    ax.set_yticks(range(len(cases)), cases)
+    ax.set_ylim(len(cases) - 0.5, -0.5)
+    ax.set(xscale="log", xlabel=xlabel)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.grid(False, axis="y")
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles[:2], labels[:2], loc="outside upper center", ncols=2, frameon=False)
+    return figure
+
+
+def scatter(
+    table: pd.DataFrame,
+    panels: Mapping[str, tuple[str, str]],
+    *,
+    x: str,
+    hue: str,
+    xlabel: str,
+) -> Figure:
+    """Draw one dot a row on logarithmic axes, in panels side by side that share their x axis.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Tidy: columns ``x``, ``hue`` and one a panel.
+    panels : mapping
+        Column → (title, label of the y axis with its unit).
+    x, hue, xlabel : str
+        Columns, and the label of the x axis.
+    """
+    figure, axes = plt.subplots(1, len(panels), figsize=(PAGE, 2.6), squeeze=False)
+    for ax, (column, (title, label)) in zip(axes.flat, panels.items(), strict=True):
+        for (name, part), color in zip(table.groupby(hue, sort=False), _COLORBLIND, strict=False):
+            ax.plot(part[x], part[column], ".", ms=3, mew=0, alpha=0.5, color=color, label=name)
+        names = {"title": title, "xlabel": xlabel, "ylabel": label}
+        ax.set(**{key: typeset(name) for key, name in names.items()})
+        ax.set(xscale="log", yscale="log")
+        _sparse(ax)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=4, frameon=False, markerscale=3
+    )
+    return figure
+
+
+def gd_bound(contractions: pd.DataFrame, gaps: pd.DataFrame, bounds: Mapping[str, float]) -> Figure:
+    """Left: what a step of GD takes off the gap, for every step size; right: the gap of whole runs.
+
+    Parameters
+    ----------
+    contractions, gaps : DataFrame
+        Of `gd_contractions` and `gd_gaps`.
+    bounds : mapping
+        Label → the factor that the gap keeps at least.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5))
+    shrinking = contractions[contractions["ratio"] < 1]
+    left.plot(shrinking["share"], 1 - shrinking["ratio"], color=METHOD["gd"][1], label="measured")
+    for (label, bound), style in zip(bounds.items(), ("--", ":"), strict=True):
+        left.axhline(1 - bound, color="0.2", linestyle=style, label=label)
+    left.set(
+        xlabel="step size / (2/(L+μ))",
+        ylabel="largest share of the gap\nthat one step removes",
+        ylim=(0, None),
+    )
+    left.legend(loc="lower center")
+    styles: dict[str, tuple] = {
+        "from the worst start": (METHOD["gd"][1], "-"),
+        "from Gaussian starts": (_COLORBLIND[0], "-"),
+        "bound with the square": ("0.2", "--"),
+        "bound without it": ("0.2", ":"),
+    }
+    for name, (color, style) in styles.items():
+        _band(right, gaps[gaps["curve"] == name], name, color, style)
+    right.set(yscale="log", xlabel="iteration", ylabel="gap / its first")
+    right.legend(loc="lower left")
+    return figure
+
+
+def adam_bound(curves: pd.DataFrame) -> Figure:
+    """Draw the gap of frozen Adam beside its upper bounds, a panel a case, with 10–90 % bands.
+
+    Parameters
+    ----------
+    curves : DataFrame
+        case, curve ("measured", "bound with r", "bound with r²"), step, low, median, high.
+    """
+    cases = sorted(set(curves["case"]))
+    figure, axes = plt.subplots(1, len(cases), figsize=(PAGE, 2.4), sharey=True, squeeze=False)
+    styles = {
+        "measured": (METHOD["frozen"][1], "-"),
+        "bound with r": ("0.2", "--"),
+        "bound with r²": (_COLORBLIND[0], ":"),
+    }
+    for ax, case in zip(axes.flat, cases, strict=True):
+        for name, (color, style) in styles.items():
+            part = curves[(curves["case"] == case) & (curves["curve"] == name)]
+            _band(ax, part, name, color, style)
+        ax.set_title(f"Case {case}")
+        ax.set(xscale="log", yscale="log", ylim=(1e-12, 3), xlabel="iteration")
+        _sparse(ax)
+    axes[0, 0].set_ylabel("gap / its first")
+    legend_above(figure, axes[0, 0])
+    return figure
+
+
+def ratio_distribution(table: pd.DataFrame, threshold: float, share: float) -> Figure:
+    """Share of starts whose r, and r², lies below a value.
+
+    Parameters
+    ----------
+    table : DataFrame
+        case, ratio; one row a start.
+    threshold, share : float
+        Those of the published statement, drawn as lines.
+    """
+    figure, ax = plt.subplots(figsize=(COLUMN, 2.3))
+    for (case, part), color in zip(table.groupby("case"), _COLORBLIND, strict=False):
+        for power, style in ((1, "-"), (2, "--")):
+            values = np.sort(part["ratio"].to_numpy() ** power)
+            label = f"Case {case}, {'r' if power == 1 else 'r²'}"
+            below = np.arange(1, len(values) + 1) / len(values)
+            ax.plot(values, below, style, color=color, label=label)
+    ax.axvline(threshold, color="0.4", linewidth=0.8, linestyle=":")
+    ax.axhline(share, color="0.4", linewidth=0.8, linestyle=":")
+    ax.set(
+        xscale="log", xlim=(1, 1e8), xlabel="value of r or r²", ylabel="share of starts below it"
+    )
+    _sparse(ax)
+    ax.legend(loc="lower right")
+    return figure
+
+
+def limit_cycle(table: pd.DataFrame) -> Figure:
+    """|w| in units of η/2 against iteration, a panel a β₂, a line a start.
+
+    Parameters
+    ----------
+    table : DataFrame
+        beta2, start, step, distance (|w|/(η/2)).
+    """
+    betas = sorted(set(table["beta2"]))
+    figure, axes = plt.subplots(
+        1, len(betas), figsize=(PAGE, 2.3), sharex=True, sharey=True, squeeze=False
+    )
+    for ax, beta2 in zip(axes.flat, betas, strict=True):
+        part = table[table["beta2"] == beta2]
+        for (start, one), color in zip(part.groupby("start"), _COLORBLIND, strict=False):
+            ax.plot(
+                one["step"], one["distance"].clip(lower=1e-300), color=color, label=f"{start:g}"
+            )
+        ax.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
+        ax.set_title(f"β₂ = {beta2:g}")
+        ax.set(yscale="log", ylim=(1e-160, 1e10), xlabel="iteration")
+    axes[0, 0].set_ylabel("|w| / (η/2)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    labels = [f"from w⁰ = {label}" for label in labels]
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    return figure
+
+
+def _band(ax: Axes, part: pd.DataFrame, label: str, color, style: str = "-") -> None:
+    part = part[part["step"] > 0]
+    ax.plot(part["step"], part["median"], style, color=color, label=label)
+    ax.fill_between(part["step"], part["low"], part["high"], color=color, alpha=0.15, linewidth=0)
+
+
+def _sparse(ax: Axes) -> None:
+    """Mark few decades of logarithmic axes, and nothing between."""
+    for axis in (ax.xaxis, ax.yaxis):
+        if axis.get_scale() == "log":
+            axis.set_major_locator(LogLocator(numticks=6))
+            axis.set_minor_locator(NullLocator())

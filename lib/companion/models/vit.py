@@ -1,0 +1,144 @@
+"""Vision Transformer (Dosovitskiy et al. 2020), with the parameter names of timm."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from blockspectra.fast_derivatives.attention import attention
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """Sizes of a ViT.
+
+    Attributes
+    ----------
+    image_size, patch
+        Sides of the square image and of a patch, in pixels.
+    width, layers, heads
+        Width of a token, number of blocks, attention heads per block. The MLP has 4 * width.
+    channels, classes
+        Input channels and output classes.
+    init_std
+        Standard deviation of the weights at initialisation: 0.02 in the paper, at width 768.
+    """
+
+    image_size: int = 224
+    patch: int = 16
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    channels: int = 3
+    classes: int = 1000
+    init_std: float = 0.02
+
+
+VIT_BASE = ViTConfig()  # the paper's, ViT-B/16
+SMALL = ViTConfig(image_size=32, patch=4, width=64, layers=4, heads=4, classes=10)  # ours
+TINY = ViTConfig(image_size=8, patch=4, width=8, layers=2, heads=2, classes=10)  # ours
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention over all tokens.
+
+    Not causal: under a causal mask the class token, which comes first, would see only itself, the
+    logits would not depend on the image, and about half of the Hessian blocks would be zero.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.heads = config.heads
+        self.qkv = nn.Linear(config.width, 3 * config.width)
+        self.proj = nn.Linear(config.width, config.width)
+
+    def forward(self, x):
+        """Mix tokens, (B, T, C) to (B, T, C)."""
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.heads, C // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (B, nh, T, hs)
+        y = attention(q, k, v)  # (B, nh, T, hs)
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """The position-wise half of a block, (B, T, C) to (B, T, C), with exact GELU."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.fc1 = nn.Linear(config.width, 4 * config.width)
+        self.fc2 = nn.Linear(4 * config.width, config.width)
+
+    def forward(self, x):
+        """Apply the same MLP to every token."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each after a LayerNorm and beside a shortcut."""
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
+        self.attn = Attention(config)
+        self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
+        self.mlp = MLP(config)
+
+    def forward(self, x):
+        """Map tokens to tokens, (B, T, C) to (B, T, C)."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class ViT(nn.Module):
+    """Patches and a class token through Transformer blocks; the class token is classified.
+
+    Without dropout. Initialisation is ours: every weight, the class token and the position
+    embedding N(0, 0.02²), biases 0, LayerNorm 1 and 0.
+
+    Parameters
+    ----------
+    config
+        Sizes of the network.
+    """
+
+    def __init__(self, config: ViTConfig):
+        super().__init__()
+        if config.image_size % config.patch:
+            raise ValueError(
+                f"image_size {config.image_size} is not a multiple of patch {config.patch}"
+            )
+        self.config = config
+        tokens = (config.image_size // config.patch) ** 2 + 1
+        self.patch_embed = nn.Conv2d(config.channels, config.width, config.patch, config.patch)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, config.width))
+        self.pos_embed = nn.Parameter(torch.empty(1, tokens, config.width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm = nn.LayerNorm(config.width, eps=1e-6)
+        self.head = nn.Linear(config.width, config.classes)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                nn.init.normal_(parameter, std=config.init_std)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
+
+    def forward(self, x):
+        """Map images to logits.
+
+        Parameters
+        ----------
+        x
+            Images, (B, C, H, W), of the configured size.
+
+        Returns
+        -------
+        Tensor
+            Logits, (B, classes).
+        """
+        x = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, patches, width)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, T, width)
+        x = x + self.pos_embed
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x)[:, 0])  # (B, classes)

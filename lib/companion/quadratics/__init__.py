@@ -1,0 +1,1 @@
+"""Quadratics with prescribed block spectra, optimizers on them, and the bounds of the theory."""

@@ -1,0 +1,99 @@
+"""The four quadratic cases: fixed eigenvalues, or eigenvalues drawn from measured spectra."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockspectra.distance import ZERO
+from blockspectra.spectra import Spectra
+from companion.quadratics.problem import Quadratic, eigenvalues, sampled_eigenvalues
+
+#: eigenvalues of one quadratic, a tuple a block
+Blocks = tuple[tuple[float, ...], ...]
+
+#: how eigenvalues are drawn from measured spectra: see `from_spectra`
+VARIANTS = ("one shift", "random blocks", "shift per block", "positive only", "zeros kept")
+
+
+def fixed(case: int, samples: int) -> tuple[Blocks, ...]:
+    """Case 3 or 4, the same eigenvalues in every sample."""
+    return (tuple(tuple(block.tolist()) for block in eigenvalues(case)),) * samples
+
+
+def family(kappa: float, block_kappa: float, samples: int) -> tuple[Blocks, ...]:
+    """Three blocks of three eigenvalues, whose κ and κ_l are set apart (ours).
+
+    Each block holds 1, √κ_l and κ_l times its smallest eigenvalue, and these are evenly spread
+    logarithms from 1 to κ/κ_l: the blocks are alike where κ_l = κ, and far apart where it is small.
+    """
+    if not 1 < block_kappa <= kappa:
+        raise ValueError(f"block_kappa must be above 1 and at most kappa, not {block_kappa}.")
+    smallest = (kappa / block_kappa) ** np.linspace(0, 1, 3)
+    within = block_kappa ** np.linspace(0, 1, 3)
+    return (tuple(tuple((low * within).tolist()) for low in smallest),) * samples
+
+
+def from_spectra(
+    spectra: Spectra,
+    blocks: Sequence[str],
+    *,
+    samples: int,
+    variant: str = "one shift",
+    count: int = 30,
+    kappa: float = 5000.0,
+) -> tuple[Blocks, ...]:
+    """Draw the eigenvalues of Case 1 or 2 from measured spectra, several times.
+
+    Parameters
+    ----------
+    spectra : Spectra
+    blocks : sequence of str
+        Names of the blocks that are drawn from.
+    samples : int
+        Quadratics, numbered from 0; each is drawn with a seed of its own.
+    variant : {"one shift", "random blocks", "shift per block", "positive only", "zeros kept"}
+        ``one shift``: what counts as zero (|λ| up to 1e-6 of the model's largest) is left out, and
+        one affine map for all blocks takes the rest to [1, κ]. The others change one thing each:
+        as many blocks of the model as are given, drawn anew for each sample; the smallest
+        eigenvalue of each block shifted to zero first; negative eigenvalues left out too; zeros
+        drawn like the others, where a sample of nothing but zeros is drawn again.
+    count, kappa
+        As in `sampled_eigenvalues`.
+    """
+    if variant not in VARIANTS:
+        raise ValueError(f"Unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}.")
+    zero = ZERO * np.abs(spectra.quadrature[0]).max()
+    found: list[Blocks] = []
+    seed = -1
+    while len(found) < samples:
+        seed += 1
+        names: Sequence[str] = blocks
+        if variant == "random blocks":
+            names = np.random.default_rng(seed).choice(spectra.names, len(blocks), replace=False)
+        nodes, weights = [], []
+        for name in map(str, names):
+            node, weight = spectra.nodes(name), spectra.weights(name)
+            node = np.where(np.abs(node) > zero, node, 0)
+            if variant != "zeros kept":
+                weight = np.where(node > 0 if variant == "positive only" else node != 0, weight, 0)
+            if variant == "shift per block":
+                node = node - node[weight > 0].min()
+            nodes.append(node)
+            weights.append(weight)
+        try:
+            drawn = sampled_eigenvalues(nodes, weights, count=count, kappa=kappa, seed=seed)
+        except ValueError:
+            if variant != "zeros kept" or seed > 100 * samples:
+                raise
+            continue  # nothing but zeros
+        found.append(tuple(tuple(block.tolist()) for block in drawn))
+    return tuple(found)
+
+
+def problem(blocks: Blocks, draws: int, seed: int) -> tuple[Quadratic, Tensor]:
+    """Rotations of a quadratic and a Gaussian start for each."""
+    spectrum = [torch.tensor(block, dtype=torch.float64) for block in blocks]
+    quadratic = Quadratic.draw(spectrum, draws=draws, seed=seed)
+    return quadratic, quadratic.gaussian_start(seed=seed)

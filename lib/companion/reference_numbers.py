@@ -1,0 +1,73 @@
+"""Makes the table of reference models out of committed results.
+
+``python -m companion.reference_numbers data/results/laptop`` reads what chapter 06 read of a
+run (its manifest names the files) and writes ``references.csv`` into the package; ``make results``
+does so at the laptop preset.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import pandas as pd
+
+from blockspectra.diagnosis.references import GAP, SETTINGS, TABLE
+from blockspectra.distance import heterogeneity
+from blockspectra.files import write_text
+from blockspectra.spectra import Spectra
+from blockspectra.statistics import Estimate, combine
+from companion.rate_search import gap
+from companion.setups import ARCHITECTURES
+
+CHAPTER = "06_adam_vs_sgd"
+
+
+def collect(results: Path) -> pd.DataFrame:
+    """Measure the reference models from the spectra and training runs that a run has left.
+
+    Parameters
+    ----------
+    results : Path
+        A preset's results, such as ``data/results/laptop``.
+
+    Returns
+    -------
+    DataFrame
+        As `references` returns it; numbers are means over seeds, as in chapter 06.
+    """
+    manifest = json.loads((results / "manifests" / f"{CHAPTER}.json").read_text(encoding="utf-8"))
+    files = [results / name for name in manifest["results"]]
+    spectra = [Spectra.load(path) for path in files if path.suffix == ".npz"]
+    runs = {p.stem.split("-")[1]: p for p in files if p.stem.startswith("contest-")}
+    rows = []
+    for name, architecture in ARCHITECTURES.items():
+        measured = [one for one in spectra if one.meta["model"] == name]
+        found = pd.concat([heterogeneity(one).assign(seed=one.meta["seed"]) for one in measured])
+        settings = {key: measured[0].meta[key] for key in ("steps", "probes", "samples")}
+        about = {"model": architecture.title, "family": architecture.family}
+        numbers = {
+            measure: (combine([Estimate(*x) for x in part.to_numpy()[:, :2]]), part["unit"].iloc[0])
+            for measure, part in found.groupby("measure", sort=False)
+        }
+        numbers[GAP] = gap(pd.read_csv(runs[name], comment="#")), "of AdamW's progress"
+        rows += [
+            about
+            | {"measure": measure, "value": value, "standard_error": error, "unit": unit}
+            | settings
+            | {"seeds": len(measured)}
+            for measure, ((value, error), unit) in numbers.items()
+        ]
+    columns = ["model", "family", "measure", "value", "standard_error", "unit", *SETTINGS]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def main() -> None:
+    """Write the table into the package."""
+    if len(sys.argv) != 2:
+        sys.exit("Usage: python -m companion.reference_numbers data/results/laptop")
+    write_text(TABLE, collect(Path(sys.argv[1])).to_csv(index=False, float_format="%.10g"))
+    print(f"Wrote {TABLE.name}.")
+
+
+if __name__ == "__main__":
+    main()

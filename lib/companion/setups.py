@@ -1,0 +1,168 @@
+"""The paper's models on data: a named model, at a size, as a `Problem` at initialisation.
+
+``tiny`` is for tests, ``small`` for a laptop, ``paper`` has the paper's sizes. None of the data is
+the paper's own but for characters of Shakespeare: see ``data/README.md`` for what stands in.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from blockspectra.problem import Problem, cross_entropy
+from companion import datasets
+from companion.models import bert, gpt, mixer, resnet, vgg, vit
+
+SIZES = ("tiny", "small", "paper")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model of the paper: its class, its three configurations and the paper's family for it."""
+
+    title: str
+    family: str  #: "CNN", "Transformer" or "MLP-mixer"
+    build: Callable[[Any], torch.nn.Module]
+    configurations: dict[str, Any]
+    text: bool = False
+
+
+ARCHITECTURES = {
+    "vgg": Architecture(
+        "VGG",
+        "CNN",
+        vgg.VGG,
+        {"tiny": vgg.TINY, "small": vgg.SMALL, "paper": vgg.VGG16},
+    ),
+    "resnet": Architecture(
+        "ResNet",
+        "CNN",
+        resnet.ResNet,
+        {"tiny": resnet.TINY, "small": resnet.SMALL, "paper": resnet.RESNET18},
+    ),
+    "mixer": Architecture(
+        "MLP-mixer",
+        "MLP-mixer",
+        mixer.Mixer,
+        {"tiny": mixer.TINY, "small": mixer.SMALL, "paper": mixer.BASE},
+    ),
+    "vit": Architecture(
+        "ViT",
+        "Transformer",
+        vit.ViT,
+        {"tiny": vit.TINY, "small": vit.SMALL, "paper": vit.VIT_BASE},
+    ),
+    "bert": Architecture(
+        "BERT",
+        "Transformer",
+        bert.BERT,
+        {"tiny": bert.TINY, "small": bert.SMALL, "paper": bert.PAPER},
+        text=True,
+    ),
+    "gpt": Architecture(
+        "GPT",
+        "Transformer",
+        gpt.GPT,
+        {"tiny": gpt.TINY, "small": gpt.SMALL, "paper": gpt.GPT2},
+        text=True,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model at initialisation with its data."""
+
+    name: str
+    title: str
+    family: str
+    problem: Problem
+    data: datasets.Data
+
+    @property
+    def caption(self) -> str:
+        """Model, number of parameters, data and what the data stands in for."""
+        count = sum(p.numel() for p in self.problem.model.parameters())
+        stand_in = f", standing in for {self.data.stands_in_for}" if self.data.stands_in_for else ""
+        return f"{self.title}, {count:,} parameters, {self.data.name}{stand_in}"
+
+
+def setup(
+    name: str,
+    size: str = "small",
+    *,
+    samples: int = 32,
+    batches: int = 1,
+    seed: int = 0,
+    literal_init: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Setup:
+    """Build a model of the paper at initialisation, in evaluation mode, with batches of its data.
+
+    Parameters
+    ----------
+    name : str
+        A key of `ARCHITECTURES`.
+    size : {"tiny", "small", "paper"}
+    samples, batches : int
+        Images or sequences in all, and the number of equal batches they come in.
+    seed : int
+        Of the initialisation and of the draw of the data.
+    literal_init : bool
+        Keep the paper's standard deviations (0.02 in Transformers, 0.01 in the VGG's linear layers)
+        at any width. By default a reduced model has them multiplied by
+        ``√(paper's width / width)``, which keeps the size of every layer's output: what the paper's
+        scale does at the paper's width.
+    dtype, device
+        Of the model and of images.
+
+    Raises
+    ------
+    ValueError
+        If the name or size is unknown, or the samples do not divide into the batches.
+    """
+    if name not in ARCHITECTURES:
+        raise ValueError(f"Unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}.")
+    if size not in SIZES:
+        raise ValueError(f"Unknown size {size!r}: choose one of {', '.join(SIZES)}.")
+    if batches < 1 or samples < batches or samples % batches:
+        raise ValueError(f"{samples} samples do not make {batches} equal batches.")
+    architecture = ARCHITECTURES[name]
+    configuration = architecture.configurations[size]
+    if name == "gpt" and size == "paper":
+        data = datasets.encyclopedia(context=configuration.context, windows=samples, seed=seed)
+    elif name == "gpt":
+        data = datasets.shakespeare(context=configuration.context, windows=samples, seed=seed)
+        configuration = replace(configuration, vocab=data.classes)
+    elif name == "bert":
+        # full windows of 128 tokens at the paper's size; small ones know the frequent tokens only
+        context = min(configuration.context, 128)
+        vocabulary = {"tiny": 64, "small": 1000, "paper": 17_000}[size]  # the text has 17,599
+        data = datasets.dialogue(context=context, windows=samples, vocabulary=vocabulary, seed=seed)
+        if size != "paper":
+            configuration = replace(configuration, vocab=data.classes)
+    else:
+        # a crop of 224 at half size would be larger than half of the smallest photograph
+        side, scale = {"tiny": (8, 0.5), "small": (32, 0.5), "paper": (224, 1.0)}[size]
+        data = datasets.photographs(size=side, crops=max(8, samples // 8), scale=scale, seed=seed)
+        configuration = replace(configuration, classes=data.classes)
+    if not literal_init:
+        configuration = _keep_gain(configuration, architecture.configurations["paper"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = architecture.build(configuration)
+    model = model.to(device=device, dtype=dtype).eval()
+    drawn = datasets.batches(data, samples // batches, batches, seed, dtype, device)
+    problem = Problem(model, cross_entropy, drawn)
+    return Setup(name, architecture.title, architecture.family, problem, data)
+
+
+def _keep_gain(configuration: Any, paper: Any) -> Any:
+    """Scale the standard deviation of the initialisation with the square root of the width."""
+    for width, std in (("width", "init_std"), ("hidden", "linear_std")):
+        if hasattr(configuration, std):
+            gain = (getattr(paper, width) / getattr(configuration, width)) ** 0.5
+            return replace(configuration, **{std: getattr(paper, std) * gain})
+    return configuration

@@ -1,0 +1,317 @@
+"""Only this file sees a cheap second derivative that is not that of the function itself.
+
+Oracles: PyTorch's own double backward, and `gradgradcheck`'s finite differences.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.autograd import Function
+
+from blockspectra.double_backward import graph, graph_bytes
+from blockspectra.fast_derivatives.attention import attention
+from blockspectra.fast_derivatives.context import CheapTwice
+
+
+def gaussian(*shape, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def twice(function, inputs, cheap):
+    """Value, gradient, and the derivatives of that in the inputs and in the incoming gradient."""
+    if cheap:
+        with CheapTwice():
+            y = function(*inputs)
+    else:
+        y = function(*inputs)
+    g = gaussian(*y.shape, seed=1)
+    gradient = torch.autograd.grad(y, inputs, g, create_graph=True)
+    vectors = [gaussian(*x.shape, seed=2 + i).detach() for i, x in enumerate(inputs)]
+    second = torch.autograd.grad(gradient, [*inputs, g], vectors, allow_unused=True)
+    return [y, *gradient, *second]
+
+
+def future(tokens):
+    """A bias that forbids to look ahead."""
+    return torch.full((tokens, tokens), float("-inf"), dtype=torch.float64).triu(1)
+
+
+MASK = torch.tensor([[True, False, True], [False, False, False]])  # the second sees nothing
+BIAS = torch.tensor([[0.5, -1.0, 2.0], [0.0, float("-inf"), 0.0]], dtype=torch.float64)
+CLASSES = torch.tensor([2, 0, -100, 1])
+CASES = {
+    "gelu": (F.gelu, [(3, 5)]),
+    "softmax": (lambda x: x.softmax(-1), [(3, 4, 5)]),
+    "softmax of another dimension": (lambda x: torch.softmax(x, dim=1), [(3, 4, 5)]),
+    "matrix products": (lambda a, b: a @ b, [(2, 3, 4, 5), (2, 3, 5, 2)]),
+    "matrix products of views": (
+        lambda a, b: torch.matmul(a.transpose(1, 2), b.mT),
+        [(2, 4, 3, 5), (2, 3, 2, 5)],
+    ),
+    "attention": (
+        lambda q, k, v: (q @ k.transpose(-2, -1)).softmax(-1).matmul(v),
+        [(2, 3, 4), (2, 5, 4), (2, 5, 2)],
+    ),
+    "attention of a model": (
+        lambda q, k, v: attention(q, k, v, future(4)),
+        [(2, 3, 4, 5), (2, 3, 4, 5), (2, 3, 4, 2)],
+    ),
+    "attention of a model to all": (attention, [(2, 3, 4), (2, 5, 4), (2, 5, 2)]),
+    "fused attention": (
+        F.scaled_dot_product_attention,
+        [(2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 6, 2)],
+    ),
+    "fused attention to the past": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.7),
+        [(3, 4, 5), (3, 4, 5), (3, 4, 2)],
+    ),
+    "fused attention to all alike": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, scale=0.0),
+        [(3, 4, 5), (3, 6, 5), (3, 6, 2)],
+    ),
+    "fused attention under a mask": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, MASK),
+        [(2, 1, 2, 5), (2, 1, 3, 5), (2, 1, 3, 4)],
+    ),
+    "fused attention with a bias": (
+        lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=BIAS),
+        [(2, 1, 2, 5), (2, 1, 3, 5), (2, 1, 3, 4)],
+    ),
+    "functional softmax": (lambda x: F.softmax(x, dim=-1), [(3, 4, 5)]),
+    "layer norm": (lambda x, w, b: F.layer_norm(x, (5,), w, b), [(3, 5), (5,), (5,)]),
+    "layer norm without bias": (lambda x, w: F.layer_norm(x, (5,), w), [(2, 3, 5), (5,)]),
+    "layer norm without weight": (lambda x: F.layer_norm(x, (5,)), [(3, 5)]),
+    "layer norm of two dimensions": (
+        lambda x, w, b: F.layer_norm(x, (4, 5), w, b, 1e-2),
+        [(2, 3, 4, 5), (4, 5), (4, 5)],
+    ),
+    "called by keyword": (
+        lambda x, w: torch.softmax(
+            input=F.layer_norm(input=x, normalized_shape=[5], weight=w), dim=0
+        ),
+        [(3, 5), (5,)],
+    ),
+    "one after the other": (
+        lambda x, w, b: F.gelu(F.layer_norm(x, (5,), w, b)) * x,
+        [(3, 5), (5,), (5,)],
+    ),
+}
+RENEWED = {  # of which a second gradient can be taken
+    "cross-entropy": (lambda x: F.cross_entropy(x, CLASSES), [(4, 3)]),
+    "cross-entropy, scaled": (lambda x, s: F.cross_entropy(x, CLASSES) * s.sum(), [(4, 3), (2,)]),
+    "cross-entropy that ignores a class": (
+        lambda x: F.cross_entropy(x, CLASSES.clamp_min(0), ignore_index=0, reduction="mean"),
+        [(4, 3)],
+    ),
+    "cross-entropy of itself": (
+        lambda x: F.cross_entropy(F.cross_entropy(x, CLASSES) * x, CLASSES),
+        [(4, 3)],
+    ),
+}
+ALL = CASES | RENEWED
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_values_and_both_derivatives_are_those_of_pytorch(name):
+    function, shapes = ALL[name]
+    inputs = [gaussian(*shape, seed=10 + i) for i, shape in enumerate(shapes)]
+    expected, found = (twice(function, inputs, cheap) for cheap in (False, True))
+    for left, right in zip(expected, found, strict=True):
+        assert (left is None) == (right is None)
+        if left is not None:
+            torch.testing.assert_close(right, left, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_second_derivative_agrees_with_finite_differences(name):
+    function, shapes = ALL[name]
+
+    def cheap(*inputs):
+        with CheapTwice():
+            return function(*inputs)
+
+    inputs = [gaussian(*shape, seed=20 + i) for i, shape in enumerate(shapes)]
+    assert torch.autograd.gradgradcheck(cheap, inputs)
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 2**31), n=st.integers(3, 7), scale=st.sampled_from([1e-3, 1.0, 1e3]))
+def test_a_layer_norm_of_any_scale_bends_as_pytorch_says(seed, n, scale):
+    x = (scale * gaussian(4, n, seed=seed)).detach().requires_grad_()
+    pairs = zip(
+        *(twice(lambda x: F.layer_norm(x, (n,)), [x], c) for c in (False, True)), strict=True
+    )
+    for left, right in pairs:
+        largest = float(left.detach().abs().max())
+        torch.testing.assert_close(right, left, rtol=1e-8, atol=1e-9 * largest)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_second_gradient_of_the_same_values_is_refused_not_wrong(name):
+    function, shapes = ALL[name]
+    inputs = [gaussian(*shape, seed=40 + i) for i, shape in enumerate(shapes)]
+    with CheapTwice():
+        loss = function(*inputs).pow(3).sum()
+    torch.autograd.grad(loss, inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="can be taken once"):
+        torch.autograd.grad(loss, inputs, create_graph=True)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_third_derivative_is_refused_not_wrong(name):
+    function, shapes = ALL[name]
+    inputs = [gaussian(*shape, seed=50 + i) for i, shape in enumerate(shapes)]
+    with CheapTwice():
+        loss = function(*inputs).pow(3).sum()
+    gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+    vectors = [g.detach() for g in gradient]
+
+    def third():
+        second = torch.autograd.grad(gradient, inputs, vectors, create_graph=True)
+        return torch.autograd.grad(second, inputs, vectors)
+
+    with pytest.raises(RuntimeError, match="taken once"):
+        third()
+
+
+class Cut(Function):
+    """Lets no gradient through, not even zeros."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return None
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_gradient_that_does_not_arrive_is_zero(name):
+    function, shapes = ALL[name]
+    inputs = [gaussian(*shape, seed=60 + i) for i, shape in enumerate(shapes)]
+    results = []
+    for context in (CheapTwice(), torch.enable_grad()):
+        with context:
+            loss = Cut.apply(function(*inputs)).sum() + sum(x.pow(3).sum() for x in inputs)
+        gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+        results.append(torch.autograd.grad(gradient, inputs, [g.detach() for g in gradient]))
+    torch.testing.assert_close(*results)
+
+
+def test_all_that_is_kept_for_products_is_counted_as_memory():
+    x = gaussian(10, 100)
+    with CheapTwice():
+        loss = F.gelu(x).pow(3).sum()
+    gradient = torch.autograd.grad(loss, [x], create_graph=True)
+    kept = [n._saved_once for n in graph(gradient) if hasattr(n, "_saved_once")]
+    assert [t.shape for (t,) in kept] == [x.shape]
+    alone = graph_bytes(gradient)
+    for node in graph(gradient):
+        if hasattr(node, "_saved_once"):
+            del node._saved_once
+    assert alone - graph_bytes(gradient) == x.numel() * 8
+
+
+def test_one_factor_of_a_matrix_product_alone_asked_for():
+    a, b = gaussian(2, 3, 4), gaussian(2, 4, 5, seed=1)
+    for wanted in ([a], [b]):
+        results = []
+        for context in (CheapTwice(), torch.enable_grad()):
+            with context:
+                loss = (a @ b).pow(3).sum()
+            gradient = torch.autograd.grad(loss, wanted, create_graph=True)
+            results.append(torch.autograd.grad(gradient, wanted, [g.detach() for g in gradient]))
+        torch.testing.assert_close(*results)
+
+
+def test_some_parameters_frozen_or_alone_asked_for():
+    x, norm = gaussian(3, 5), nn.LayerNorm(5).double()
+    norm.bias.requires_grad_(False)
+    for wanted in ([x], [norm.weight], [x, norm.weight]):
+        results = []
+        for context in (CheapTwice(), torch.enable_grad()):
+            with context:
+                loss = norm(x).pow(3).sum()
+            gradient = torch.autograd.grad(loss, wanted, create_graph=True)
+            results.append(torch.autograd.grad(gradient, wanted, [g.detach() for g in gradient]))
+        torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: F.gelu(x, approximate="tanh"),
+        lambda x: F.gelu(x.bfloat16()),
+        lambda x: torch.func.vmap(F.gelu)(x),
+        lambda x: F.gelu(x.detach()),
+        lambda x: torch.softmax(x, -1, torch.float32),
+        lambda x: F.softmax(x, -1, dtype=torch.float32),
+        lambda x: x @ x.mT,
+        lambda x: x[None] @ torch.ones(5, 2, dtype=x.dtype),
+        lambda x: x.expand(2, 3, 5) @ torch.ones(2, 5, 1, dtype=x.dtype),
+        lambda x: F.scaled_dot_product_attention(x[None, None], *2 * (x[None],)),
+        lambda x: F.scaled_dot_product_attention(x, x, x, x @ x.mT),
+        lambda x: F.cross_entropy(x, torch.zeros(3, dtype=int), label_smoothing=0.1),
+        lambda x: F.cross_entropy(x, torch.zeros(3, dtype=int), reduction="sum"),
+        lambda x: F.cross_entropy(x, x.detach().softmax(1)),
+    ],
+)
+def test_other_calls_are_left_as_they_are(function):
+    x = gaussian(3, 5)
+    with CheapTwice():
+        found = function(x)
+    assert torch.equal(found, function(x))
+    assert not hasattr(found.grad_fn, "saved_tensors")  # as our own functions have
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_several_vectors_at_once_by_vmap(name):
+    function, shapes = ALL[name]
+    inputs = [gaussian(*shape, seed=70 + i) for i, shape in enumerate(shapes)]
+    with CheapTwice():
+        loss = function(*inputs).pow(3).sum()
+    gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+    vectors = [gaussian(4, *shape, seed=80 + i).detach() for i, shape in enumerate(shapes)]
+    kept = {"retain_graph": True}
+    together = torch.autograd.grad(gradient, inputs, vectors, is_grads_batched=True, **kept)
+    for i in range(4):
+        one = torch.autograd.grad(gradient, inputs, [v[i] for v in vectors], **kept)
+        torch.testing.assert_close([rows[i] for rows in together], list(one))
+
+
+@pytest.mark.parametrize("alone", [[0], [1], [2], [0, 1], [1, 2]])
+def test_some_parts_of_attention_alone_asked_for(alone):
+    qkv = [gaussian(2, 3, 4, seed=i) for i in range(3)]
+    wanted = [qkv[i] for i in alone]
+    results = []
+    for context in (CheapTwice(), torch.enable_grad()):
+        with context:
+            loss = attention(*qkv, future(3)).pow(3).sum()
+        gradient = torch.autograd.grad(loss, wanted, create_graph=True)
+        results.append(torch.autograd.grad(gradient, wanted, [g.detach() for g in gradient]))
+    torch.testing.assert_close(*results)
+
+
+def test_parameters_that_are_not_wanted_are_constants_and_change_no_bit():
+    x, norm = gaussian(3, 5), nn.LayerNorm(5).double()
+    with torch.no_grad():
+        norm.weight.normal_()
+    for wanted in ([], [norm.weight], [norm.weight, norm.bias]):
+        results = []
+        for context in (CheapTwice(wanted), CheapTwice()):
+            with context:
+                loss = norm(x).pow(3).sum()
+            inputs = [x, *wanted]
+            gradient = torch.autograd.grad(loss, inputs, create_graph=True)
+            vectors = [torch.ones_like(g) for g in gradient]
+            results.append(torch.autograd.grad(gradient, inputs, vectors, retain_graph=True))
+            others = [p for p in norm.parameters() if all(p is not w for w in wanted)]
+            known = torch.autograd.grad(loss, [x, *others], allow_unused=True)[1:]
+            assert all((g is None) == (context.wanted is not None) for g in known)
+        for one, other in zip(*results, strict=True):
+            assert torch.equal(one, other)

@@ -1,0 +1,95 @@
+"""Only this file sees a damaged file being taken for a whole one, or a broken-off write leaving
+one behind."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blockspectra.files import load_arrays, save_arrays
+
+HEADER = {"name": "β", "steps": [1, 2.5, None]}
+ARRAYS = {
+    "matrix": np.arange(12.0).reshape(3, 4).T,
+    "part": np.arange(24, dtype=np.uint8).reshape(2, 4, 3)[:, 1:3],  # not contiguous
+    "flags": np.array([True, False]),
+    "number": np.array(7),
+    "nothing": np.zeros((0, 3)),
+    "special": np.array([np.nan, -0.0, np.inf, 5e-324]),
+}
+
+
+def same(found):
+    header, arrays = found
+    return header == HEADER and all(
+        arrays[k].dtype == v.dtype
+        and arrays[k].shape == v.shape
+        and arrays[k].tobytes() == v.tobytes()
+        for k, v in ARRAYS.items()
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return save_arrays(tmp_path_factory.mktemp("arrays") / "deep" / "file.npz", HEADER, ARRAYS)
+
+
+def test_what_was_written_is_read_to_the_bit(written):
+    assert same(load_arrays(written))
+    assert [path.name for path in written.parent.iterdir()] == [written.name]
+
+
+@given(share=st.floats(0, 1, exclude_max=True))
+@settings(max_examples=30)
+def test_a_truncated_file_is_refused(written, share):
+    damaged = written.with_name("truncated")
+    content = written.read_bytes()
+    damaged.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(ValueError, match="truncated is damaged"):
+        load_arrays(damaged)
+
+
+@given(where=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+@settings(max_examples=200)
+def test_a_flipped_bit_is_refused_or_changes_nothing(written, where, bit):
+    content = bytearray(written.read_bytes())
+    content[int(where * len(content))] ^= 1 << bit
+    damaged = written.with_name("flipped")
+    damaged.write_bytes(bytes(content))
+    try:
+        found = load_arrays(damaged)
+    except ValueError:
+        return
+    assert same(found)  # a date in the archive, say
+
+
+@pytest.mark.parametrize("change", [{"part": ARRAYS["flags"]}, {"matrix": ARRAYS["matrix"].T}])
+def test_other_arrays_under_the_same_checksum_are_refused(written, tmp_path, change):
+    with np.load(written) as file:
+        np.savez(tmp_path / "altered.npz", **{**file, **change})
+    with pytest.raises(ValueError, match="checksum differs"):
+        load_arrays(tmp_path / "altered.npz")
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path, monkeypatch):
+    path = save_arrays(tmp_path / "file.npz", HEADER, ARRAYS)
+
+    def broken(file, **arrays):
+        file.write(b"PK half a file")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("blockspectra.files.np.savez", broken)
+    with pytest.raises(OSError, match="No space left"):
+        save_arrays(path, HEADER | {"steps": []}, {})
+    assert same(load_arrays(path))
+
+
+def test_a_missing_file_is_no_damaged_one(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        load_arrays(tmp_path / "none.npz")
+
+
+def test_pickled_objects_are_not_run(tmp_path):
+    np.savez(tmp_path / "objects.npz", header=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="damaged or no file of this kind"):
+        load_arrays(tmp_path / "objects.npz")

@@ -1,0 +1,134 @@
+"""The pages of `make site`, built anew: sees what Sphinx lets pass.
+
+A link or an image that leads nowhere, a figure without alternative text, a script, style or font
+from another host, a chapter that was left out.
+"""
+
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from companion.claims import CLAIMS
+from companion.redraw import figure_names
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "data" / "results" / "laptop"
+CHAPTERS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+class Page(HTMLParser):
+    """What a page links to, shows and loads."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.ids, self.links, self.images, self.loaded, self.text = set(), [], [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.ids.add(values.get("id"))
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif tag == "img":
+            self.images.append(values)
+        if tag in {"script", "img", "iframe", "source", "embed"} and "src" in values:
+            self.loaded.append(values["src"])
+        elif tag == "link" and values.get("rel") not in {"canonical", "next", "prev"}:
+            self.loaded.append(values.get("href", ""))
+
+
+def run(*arguments):
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built as `make site` does; a warning fails."""
+    folder = tmp_path_factory.mktemp("site")
+    run("docs/pages.py", folder / "source")
+    options = ("-E", "-W", "--keep-going", "-q", "-d", folder / "cache")
+    run("-m", "sphinx", *options, folder / "source", folder / "html")
+    return folder / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path: Page(path) for path in sorted(site.rglob("*.html"))}
+
+
+def test_make_site_builds_as_this_file_does():
+    (recipe,) = re.findall(
+        r"^site:.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
+    assert "docs/pages.py" in recipe
+    assert "-m sphinx -E -W --keep-going -q -d" in recipe
+
+
+def test_every_chapter_and_every_reference_has_a_page(pages, site):
+    names = {path.relative_to(site).as_posix() for path in pages}
+    assert {f"notebooks/{path.stem}.html" for path in CHAPTERS} <= names
+    texts = ("index", "glossary", "figures", "cite", "CHANGELOG", "reproducibility", "artifact")
+    assert {f"{name}.html" for name in (*texts, "data/README", "api/blockspectra")} <= names
+
+
+def test_links_lead_somewhere(pages, site):
+    broken = []
+    for path, page in pages.items():
+        for target in (*page.links, *page.loaded):
+            parts = urlsplit(target)
+            if parts.scheme or target.startswith("//"):
+                continue
+            file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            known = file.is_file() and file.is_relative_to(site)
+            if known and parts.fragment and file in pages:
+                known = unquote(parts.fragment) in pages[file].ids
+            if not known:
+                broken.append(f"{path.name}: {target}")
+    assert not broken
+
+
+def test_every_figure_of_a_chapter_is_shown_with_an_alternative_text(pages, site):
+    for chapter in CHAPTERS:
+        images = pages[site / "notebooks" / f"{chapter.stem}.html"].images
+        assert all(len(image.get("alt", "")) > 20 for image in images), chapter.stem
+        assert len(images) >= len(figure_names(RESULTS, chapter.stem))
+    for path, page in pages.items():
+        assert all("alt" in image for image in page.images), path.name
+
+
+def test_nothing_is_loaded_from_another_host(pages, site):
+    loaded = {src for page in pages.values() for src in page.loaded}
+    assert loaded
+    assert not [
+        src for src in loaded if urlsplit(src).scheme not in {"", "data"} or src[:2] == "//"
+    ]
+    for path in site.rglob("*.css"):
+        assert not re.search(r"(url\(|@import)\s*['\"]?(https?:)?//", path.read_text("utf-8")), path
+
+
+def test_the_home_page_begins_with_the_commands_the_claims_and_how_to_cite(pages, site):
+    home = pages[site / "index.html"]
+    first = home.text.index("make reproduce")
+    test, cite, rest = (
+        home.text.index(words, first) for words in ("make test", "How to cite", "What came out")
+    )
+    assert first < test < cite < rest
+    assert {"notebooks/00_claims.html", "cite.html"} <= set(home.links)
+    assert all(f"\n{claim}\n" in home.text for claim in CLAIMS)
+
+
+def test_formulas_are_drawn_by_the_browser_alone(site):
+    text = (site / "notebooks" / "11_theory.html").read_text(encoding="utf-8")
+    assert "<math" in text
+    assert "\\frac" not in text

@@ -1,0 +1,120 @@
+"""Only this file sees a measurement on the way that disturbs the training, or sees the wrong model.
+
+A Hessian taken in training mode, of other samples at each stage, or that leaves the model in
+evaluation mode for the steps behind it, would all give plausible spectra. Oracle: the same training
+without a measurement, copies of the model kept on the way, and their spectra afterwards.
+"""
+
+import copy
+
+import numpy as np
+import pytest
+
+from blockspectra import Problem, Spectra, full_spectrum
+from blockspectra.problem import cross_entropy
+from companion import datasets
+from companion.experiments.spectra_during_training import Stages, join
+from companion.setups import setup
+from companion.store import Store
+from companion.training import OPTIMIZERS, train
+
+# a ResNet has BatchNorm: training and evaluation mode differ
+JOB = Stages(
+    *("resnet", "momentum", 0.02, "tiny"),
+    training=6,
+    batch=8,
+    samples=80,
+    shares=(0.0, 0.5, 1.0),
+    hessian=4,
+    steps=5,
+    probes=2,
+    seed=3,
+)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path_factory.mktemp("store")))
+        yield Store("smoke")
+
+
+@pytest.fixture(scope="module")
+def result(store):
+    return JOB.result(store)
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    """Copies of the model on its way through a training that nothing interrupts, and its losses."""
+    made, kept = setup("resnet", "tiny", samples=80, seed=3), {}
+    losses = train(
+        [made.problem.model],
+        cross_entropy,
+        [datasets.stream(made.data, 8, 3)],
+        OPTIMIZERS["momentum"],
+        [0.02],
+        steps=6,
+        observe=lambda step: kept.update({step: copy.deepcopy(made.problem.model).eval()}),
+    )
+    return kept, losses[0], datasets.batches(made.data, 4, 1, 3)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("init", 0), ("50 %", 3), ("100 %", 6)])
+def test_each_stage_is_the_spectrum_of_the_model_at_that_step(result, by_hand, stage, step):
+    kept, _, samples = by_hand
+    problem = Problem(kept[step], cross_entropy, samples)
+    expected = full_spectrum(problem, steps=5, probes=2, seed=3)
+    i = result.names.index(stage)
+    np.testing.assert_array_equal(result.alpha[i], expected.alpha[0])
+    np.testing.assert_array_equal(result.beta[i], expected.beta[0])
+    assert result.sizes[i] == expected.sizes[0]
+    assert result.meta["loss"][i] == problem.value(samples[0]).item()
+
+
+def test_stages_differ(result):
+    assert result.names == ["init", "50 %", "100 %"]
+    assert len(np.unique(result.alpha[:, 0, 0])) == 3
+
+
+def test_training_is_not_disturbed(result, by_hand):
+    assert result.meta["training_loss"] == by_hand[1].tolist()
+
+
+def test_is_found_again(result, store, monkeypatch):
+    monkeypatch.setattr("companion.experiments.spectra_during_training.train", None)
+    np.testing.assert_array_equal(JOB.result(store).alpha, result.alpha)
+
+
+def test_training_that_diverges_is_refused(store):
+    wild = Stages(
+        "vgg", "momentum", 1e6, "tiny", training=5, batch=8, samples=80, shares=(1.0,), steps=2
+    )
+    with pytest.raises(ValueError, match=r"VGG diverges .* at rate 1e\+06: lower the rate\.$"):
+        wild.result(store)
+
+
+@pytest.mark.parametrize("shares", [(), (0.0, 0.01), (0.5, 1.2), (-0.1,)])
+def test_stages_that_are_none_or_the_same_are_refused(shares):
+    job = Stages("vgg", "momentum", 0.1, training=10, shares=shares)
+    with pytest.raises(ValueError, match="shares of the training from 0 to 1"):
+        job.moments()
+
+
+def one_block(value, name="a"):
+    alpha = np.full((1, 2, 3), float(value))
+    taken, zero = np.full((1, 2), 3), np.zeros((1, 2))
+    return Spectra([name], [int(value)], alpha, np.zeros_like(alpha), taken, zero)
+
+
+def test_join_keeps_order_and_belongings():
+    joined = join([one_block(3), join([one_block(1), one_block(2)], ["x", "y"])], ["p", "q", "r"])
+    assert (joined.names, joined.sizes) == (["p", "q", "r"], [3, 1, 2])
+    assert joined.alpha[:, 0, 0].tolist() == [3, 1, 2]
+    assert joined.taken.shape == joined.orthogonality.shape == (3, 2)
+
+
+@pytest.mark.parametrize("names", [["p"], ["p", "p"]])
+def test_join_refuses_names_that_do_not_tell_spectra_apart(names):
+    with pytest.raises(ValueError, match="a name of its own to each of the 2 spectra"):
+        join([one_block(1), one_block(2)], names)

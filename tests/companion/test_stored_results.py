@@ -1,0 +1,72 @@
+"""Only this file sees a stored result that breaks the rules which chapters promise.
+
+A best rate at the edge of its grid, more tries for one optimizer than for the other, or a seed both
+searched and reported would change verdicts and no other test.
+"""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from companion.claims import CLAIMS, Finding
+from companion.rate_search import grids_table
+
+RESULTS = Path(__file__).parents[2] / "data" / "results"
+COLUMNS = {"optimizer", "rate", "seed", "score", "part"}
+
+
+def searches():
+    """Every stored table of runs at searched rates or steps."""
+    for path in sorted(RESULTS.glob("*/*.csv")):
+        if COLUMNS <= set(pd.read_csv(path, comment="#", nrows=1).columns):
+            yield pytest.param(path, id=path.stem)
+
+
+def read(path):
+    """The runs of those optimizers that had a search (GD on a quadratic needs none)."""
+    runs = pd.read_csv(path, comment="#")
+    return runs[runs["optimizer"].isin(runs.loc[runs["part"] == "search", "optimizer"])]
+
+
+def test_there_are_stored_searches():
+    assert len(list(searches())) >= 6 + 7  # six models, and the man-made MLP at seven c
+
+
+@pytest.mark.parametrize("path", list(searches()))
+class TestSearch:
+    def test_best_rates_are_interior_and_every_optimizer_had_as_many(self, path):
+        found = grids_table(read(path))
+        assert len(found) >= 2
+        assert found["interior"].all()
+        assert len(set(found["rates"])) == 1
+
+    def test_best_rates_are_reported_on_several_seeds_that_took_no_part(self, path):
+        runs = read(path)
+        searched, best = (runs[runs["part"] == part] for part in ("search", "best"))
+        assert not set(searched["seed"]) & set(best["seed"])
+        for _, one in best.groupby("optimizer"):
+            many_draws = "median" in runs  # on quadratics a seed stands for all its draws
+            assert many_draws or one["seed"].nunique() >= 3
+            assert len(set(one["rate"])) == 1
+
+    def test_divergence_is_recorded_and_nothing_is_missing(self, path):
+        runs = read(path)
+        assert not runs[["rate", "seed", "score"]].isna().any(axis=None)
+        assert (runs["score"] > -np.inf).all()
+
+
+def test_every_claim_has_a_stored_finding_with_an_uncertainty():
+    for claim in CLAIMS:
+        finding = Finding.load(RESULTS / "laptop" / "claims" / f"{claim}.json")
+        assert finding.note
+        assert all(np.isfinite(c.error) for c in finding.criteria)
+
+
+def test_the_readme_gives_the_stored_verdicts():
+    readme = (RESULTS.parent.parent / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (C\d+) \|[^|]*\| ([a-z ]+) \|", readme, flags=re.MULTILINE)
+    stored = {c: Finding.load(RESULTS / "laptop" / "claims" / f"{c}.json").verdict for c in CLAIMS}
+    assert dict(rows) == stored
