@@ -17,7 +17,9 @@ from pathlib import Path
 
 import yaml
 from papermill import inspect_notebook
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from companion.parameters import KINDS, fits
+from companion.store import PRESETS
 
 CHAPTERS = {  # chapter: the chapters whose results it reads
     "01_block_diagonal_hessian": [],
@@ -39,7 +41,6 @@ HEAVY = {"04_block_spectra": 2, "06_adam_vs_sgd": 2, "09_pretrained_gpt2": 2}
 CHAPTERS["00_claims"] = list(CHAPTERS)
 # they begin with what takes longest, model by model; 05 finds in the store what 04 has measured
 BY_MODEL = ("03_full_spectra", "04_block_spectra", "06_adam_vs_sgd")
-PRESETS = ("smoke", "laptop", "paper")
 
 
 def stop(sentence):
@@ -68,9 +69,9 @@ def check(chapter):
         if name not in known:
             stop(f"{path}: unknown parameter {name}; {chapter} takes {', '.join(known)}.")
         kind = known[name]["inferred_type_name"].strip()
-        try:
-            TypeAdapter(eval(kind), config=ConfigDict(strict=True)).validate_python(value)
-        except ValidationError:
+        if kind not in KINDS:
+            stop(f"notebooks/{chapter}.ipynb annotates {name} by {kind}: choose {', '.join(KINDS)}.")
+        if not fits(value, KINDS[kind]):
             stop(f"{path}: parameter {name} must be of type {kind}, not {value!r}.")
     return {name: ast.literal_eval(one["default"]) for name, one in known.items()} | given
 
@@ -106,17 +107,14 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, n
 os.environ.pop("MPLBACKEND", None)  # figures inline
 
 PYTHON = sys.executable
-OTHERS = {"report.py", "one_model.py"}  # no chapter needs them
-CODE = (p for p in sorted(Path("lib").rglob("*")) if p.suffix in (".py", ".csv"))
-LIBRARY = [p.as_posix() for p in CODE if p.name not in OTHERS]
+CODE = (p for p in sorted(Path("lib").rglob("*")) if p.suffix in (".py", ".csv", ".yaml"))
+LIBRARY = [p.as_posix() for p in CODE if p.name != "report.py"]  # no chapter needs that one
 BENCHMARKS = [p.as_posix() for p in sorted(Path("tests/benchmarks/results").glob("*.json"))]
 NOTEBOOKS, RESULTS, LOGS = (f"build/{part}/{PRESET}" for part in ("notebooks", "results", "logs"))
 MADE = [f"{NOTEBOOKS}/{chapter}.{kind}" for chapter in CHAPTERS for kind in ("ipynb", "html")]
 MADE += [f"{RESULTS}/manifests/{chapter}.json" for chapter in CHAPTERS]
 # one thread a process; Snakemake would set the number of workers
 ONE_THREAD = "export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1"
-# glibc keeps what is freed: to ask the system for the same pages again costs a tenth of the time
-KEEP_PAGES = "export MALLOC_TOP_PAD_=67108864 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647"
 
 
 def gpus(wildcards):
@@ -164,7 +162,6 @@ rule chapter:
     shell:
         """
         {ONE_THREAD}
-        {KEEP_PAGES}
         echo "{wildcards.chapter}: running"
         if ! {PYTHON:q} -m papermill {input.notebook} {params.partial} -f {input.parameters} \
             --no-progress-bar > {log} 2>&1
@@ -185,7 +182,6 @@ rule chapter:
 
 rule one_model:
     input:
-        notebook="notebooks/{chapter}.ipynb",
         parameters=f"notebooks/presets/{PRESET}/{{chapter}}.yaml",
         library=LIBRARY,
     output:
@@ -198,10 +194,9 @@ rule one_model:
     shell:
         """
         {ONE_THREAD}
-        {KEEP_PAGES}
         echo "{wildcards.chapter}, {wildcards.model}: running"
-        if ! {PYTHON:q} -m companion.one_model {input.notebook} {input.parameters} \
-            {wildcards.model:q} {output:q} > {log:q} 2>&1
+        if ! {PYTHON:q} -m companion.jobs {wildcards.chapter} --preset {PRESET} \
+            --only -{wildcards.model} --workers {threads} --done {output:q} > {log:q} 2>&1
         then
             echo "{wildcards.chapter}, {wildcards.model} failed ($(tail -n 1 {log:q})): see {log}." >&2
             exit 1

@@ -13,16 +13,15 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
-import yaml
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from blockspectra.environment import environment
 from blockspectra.files import digest, write_text
 from companion.claims import CLAIMS, Criterion, Finding
 from companion.figures import use_style
-from companion.store import Store, repository
+from companion.parameters import at_preset, fits, preset_file
+from companion.store import Store, build_folder
 
 
 class ParameterError(ValueError):
@@ -62,19 +61,17 @@ class Chapter:
             raise ParameterError(str(error)) from None
         use_style()
         self.folder = self.store.path if self._is_preset() else self.store.path / "own"
+        if self.store.read_only:  # figures are drawn again: nothing is measured, nothing concluded
+            self.folder = build_folder()
         self.data: dict[str, str] = {}  #: data set → checksum, filled by the caller
         self.wrote: dict[str, str] = {}  #: file → sha256 of what this run wrote
 
     def _is_preset(self) -> bool:
         """Say whether the parameters are the preset's: only then may the claims' table change."""
-        folder = (repository() or Path()) / "notebooks" / "presets"
-        files = [
-            folder / preset / f"{self.name}.yaml" for preset in ("laptop", self.store.path.name)
-        ]
-        if not all(file.exists() for file in files):
+        preset = self.store.path.name
+        if not all(preset_file(self.name, name).exists() for name in ("laptop", preset)):
             return True
-        default, changed = (yaml.safe_load(file.read_text(encoding="utf-8")) for file in files)
-        return self.parameters == default | changed
+        return self.parameters == at_preset(self.name, preset)
 
     def choose(self, text: str, known: Iterable[str]) -> list[str]:
         """Split a parameter such as ``"vgg, gpt"`` and refuse what is not known."""
@@ -92,20 +89,26 @@ class Chapter:
         files = save_figure(self.folder / "figures" / self.name / name, figure, data, caption)
         self.wrote |= {f.relative_to(self.folder).as_posix(): digest(f) for f in files}
         plt.close(figure)  # or the notebook would show it a second time
-        display(figure, Markdown(f"**{name.replace('_', ' ').capitalize()}.** {caption}"))
+        described = {"image/png": {"alt": caption}}  # for screen readers
+        display(figure, metadata=described)
+        display(Markdown(f"**{name.replace('_', ' ').capitalize()}.** {caption}"))
 
     def conclude(self, claim: str, criteria: list[Criterion], note: str) -> Finding:
         """Store what was measured of a claim and print the verdict that follows."""
         finding = Finding(claim, criteria, note)
         if CLAIMS[claim][2] != self.name:
             raise ValueError(f"{claim} is measured by {CLAIMS[claim][2]}, not by {self.name}.")
-        path = finding.save(self.folder)
-        self.wrote[f"claims/{path.name}"] = digest(path)
+        if not self.store.read_only:
+            path = finding.save(self.folder)
+            self.wrote[f"claims/{path.name}"] = digest(path)
         print(f"{claim}: {finding.verdict}")
         return finding
 
     def finish(self) -> str:
         """Write the run's manifest and say where things are."""
+        figures = sum(f.endswith(".pdf") for f in self.wrote)
+        if self.store.read_only:
+            return f"{self.name}: {figures} figures drawn again from {self.store.path}"
         manifest = {
             "chapter": self.name,
             "parameters": self.parameters,
@@ -118,7 +121,7 @@ class Chapter:
         }
         text = json.dumps(manifest, indent=1) + "\n"
         write_text(self.folder / "manifests" / f"{self.name}.json", text)
-        files, figures = len(self.store.used), sum(f.endswith(".pdf") for f in self.wrote)
+        files = len(self.store.used)
         own = "" if self.folder == self.store.path else ", under own/: not the preset's parameters"
         return f"{self.name}: {files} results, {figures} figures, manifest written{own}"
 
@@ -163,13 +166,11 @@ def check_parameters(namespace: dict) -> dict:
             f"Unknown parameter {', '.join(unknown)}: this chapter takes {', '.join(annotations)}."
         )
     for name, kind in annotations.items():
-        try:
-            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(namespace[name])
-        except ValidationError:
+        if not fits(namespace[name], kind):
             wanted = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
             raise ParameterError(
                 f"Parameter {name} must be of type {wanted}, not {namespace[name]!r}."
-            ) from None
+            )
     return {name: namespace[name] for name in annotations}
 
 

@@ -1,115 +1,57 @@
-"""Measurements that several chapters share: computed by worker processes, kept in the store.
+"""Jobs by worker processes, and every chapter's jobs at every preset from the command line.
 
+``python -m companion.jobs CHAPTER … --preset full`` computes what the chapters' results lack, the
+cheapest first, and can be stopped at any time: what is finished is kept. ``--list`` shows what is
+there and what is not; ``--only TEXT`` takes the jobs whose name holds the text.
 Every worker runs on one thread, so a number does not depend on how many workers there are.
 """
 
+import argparse
 import multiprocessing
+import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from itertools import chain
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from blockspectra.blocks import partition
-from blockspectra.cost import Cost, estimate
-from blockspectra.slq import block_spectra, progress_wanted
-from blockspectra.spectra import Spectra
-from blockspectra.statistics import Estimate, combine
-from companion.setups import Setup, setup
-from companion.store import Store
+from blockspectra.slq import progress_wanted
+from companion.experiments import (
+    block_diagonality,
+    estimator_accuracy,
+    initial_spectra,
+    man_made_mlp,
+    optimizer_comparison,
+    pretraining,
+    quadratic_runs,
+    spectra_during_training,
+)
+from companion.parameters import at_preset
+from companion.store import PRESETS, Job, Result, Store, declare
+
+Declaration = Callable[..., list[Job] | dict[Any, Job]]
+
+#: chapter → functions of its parameters that declare what it computes
+CHAPTERS: dict[str, Sequence[Declaration]] = {
+    "01_block_diagonal_hessian": [block_diagonality.shares, block_diagonality.pictures],
+    "02_estimator_accuracy": [estimator_accuracy.jobs],
+    "03_full_spectra": [spectra_during_training.jobs],
+    "04_block_spectra": [initial_spectra.jobs],
+    "05_block_heterogeneity": [initial_spectra.jobs, initial_spectra.sweep_of_samples],
+    "06_adam_vs_sgd": [optimizer_comparison.jobs, initial_spectra.jobs],
+    "07_man_made_mlp": [man_made_mlp.comparisons, man_made_mlp.spectra],
+    "08_mlp_mixer": [initial_spectra.jobs, optimizer_comparison.jobs],
+    "09_pretrained_gpt2": [pretraining.pretrainings, pretraining.spectra, pretraining.tunings],
+    "10_quadratics": [quadratic_runs.jobs],
+    "11_theory": [quadratic_runs.families],
+}
 
 
-@dataclass(frozen=True)
-class Initial:
-    """One measurement: the blockwise spectra of a model of the paper at initialisation.
-
-    Fields as in `setup`, `partition` and `block_spectra`.
-    """
-
-    model: str
-    size: str = "small"
-    samples: int = 8
-    batches: int = 1
-    seed: int = 0
-    literal_init: bool = False
-    by: str = "tensor"
-    steps: int = 30
-    probes: int = 4
-    device: str = "cpu"
-
-    @property
-    def title(self) -> str:
-        """The model's name."""
-        return self.model
-
-    @property
-    def cost(self) -> int:
-        """Order of cost: products, by how long they take."""
-        order = ("vgg", "mixer", "vit", "gpt", "resnet", "bert")
-        return self.samples * self.steps * self.probes * (1 + order.index(self.model))
-
-    def setup(self) -> Setup:
-        """Make the model and the data."""
-        return setup(
-            self.model,
-            self.size,
-            samples=self.samples,
-            batches=self.batches,
-            seed=self.seed,
-            literal_init=self.literal_init,
-            device=self.device,
-        )
-
-    def estimate(self) -> Cost:
-        """Say what the spectra will cost, from one product of each kind."""
-        problem = self.setup().problem
-        return estimate(problem, partition(problem.model, self.by), self.steps, self.probes)
-
-    def result(self, store: Store) -> Spectra:
-        """Return the spectra, from the store if they are there; ``meta`` says what was measured."""
-        made = self.setup()
-        name = f"initial-{self.model}-{self.by}"
-        about = asdict(self) | {"data": made.data.checksum}
-
-        def compute() -> Spectra:
-            result = block_spectra(
-                made.problem,
-                partition(made.problem.model, self.by),
-                steps=self.steps,
-                probes=self.probes,
-                seed=self.seed,
-                checkpoint=store.runs(name, about),
-            )
-            result.meta.update(
-                about,
-                title=made.title,
-                family=made.family,
-                caption=made.caption,
-                name=made.data.name,
-            )
-            return result
-
-        return store.get(name, about, compute)
-
-
-class Job(Protocol):
-    """A measurement that `measure` can hand to a worker: picklable, found again in the store."""
-
-    @property
-    def cost(self) -> float:
-        """Order of cost: the longest start first."""
-
-    @property
-    def title(self) -> str:
-        """What the progress bar says."""
-
-    def result(self, store: Store) -> Any:
-        """Return the result, from the store if it is there."""
-
-
-def measure(store: Store, wanted: Sequence[Job], workers: int = 2) -> list[Any]:
+def measure(store: Store, jobs: Sequence[Job], workers: int = 2) -> list[Result]:
     """Take several measurements at once, the slow ones first; results in the order given.
 
     What is finished is kept even if a later one fails or the run is killed.
@@ -117,35 +59,84 @@ def measure(store: Store, wanted: Sequence[Job], workers: int = 2) -> list[Any]:
     Parameters
     ----------
     store : Store
-    wanted : sequence of Job
+    jobs : sequence of Job
     workers : int
         Processes; no more than there are cores is of use.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
+    lacking = [job for job in dict.fromkeys(jobs) if not store.has(job)]
+    if lacking and not store.read_only:
+        lacking.sort(key=lambda job: job.cost, reverse=True)
+        for _ in compute(store, lacking, workers):
+            pass
+    return [store.get(job) for job in jobs]  # read, and noted as used
+
+
+def compute(store: Store, jobs: Sequence[Job], workers: int):
+    """Compute jobs in their order by worker processes; yields each when it is in the store."""
     context = multiprocessing.get_context("spawn")
-    jobs = sorted(wanted, key=lambda job: job.cost, reverse=True)
     with ProcessPoolExecutor(min(workers, len(jobs)), context, torch.set_num_threads, (1,)) as pool:
-        futures = {pool.submit(_measure_one, store, job): job for job in jobs}
+        futures = {pool.submit(_compute, store, job): job for job in jobs}
         bar = tqdm(total=len(jobs), disable=not progress_wanted())
-        for future in as_completed(futures):
-            future.result()
-            bar.set_description(futures[future].title)
-            bar.update()
-        bar.close()
-    return [one.result(store) for one in wanted]  # now all found: read, and noted as used
+        try:
+            for future in as_completed(futures):
+                future.result()
+                bar.set_description(futures[future].title)
+                bar.update()
+                yield futures[future]
+        finally:
+            bar.close()
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
-def over_seeds(
-    measured: Sequence[Spectra], statistic: Callable[[Spectra], Estimate]
-) -> dict[str, Estimate]:
-    """Average a statistic over the seeds of each model (``meta["title"]``)."""
-    titles = dict.fromkeys(one.meta["title"] for one in measured)
-    return {
-        title: combine([statistic(one) for one in measured if one.meta["title"] == title])
-        for title in titles
-    }
+def _compute(store: Store, job: Job) -> None:
+    store.get(job)
 
 
-def _measure_one(store: Store, job: Job) -> None:
-    job.result(store)
+def declared(chapter: str, preset: str) -> list[Job]:
+    """All jobs of a chapter at a preset."""
+    parameters, jobs = at_preset(chapter, preset), []
+    for declaration in CHAPTERS[chapter]:
+        made = declare(declaration, parameters)
+        jobs += made.values() if isinstance(made, dict) else made
+    return jobs
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m companion.jobs", description=__doc__)
+    parser.add_argument("chapters", nargs="*", default=list(CHAPTERS), metavar="CHAPTER")
+    parser.add_argument("--preset", choices=PRESETS, default="laptop")
+    parser.add_argument("--only", default="", metavar="TEXT")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--done", type=Path, metavar="FILE", help="write this file at the end")
+    given = parser.parse_args()
+    if unknown := sorted(set(given.chapters) - set(CHAPTERS)):
+        parser.error(f"unknown chapter {', '.join(unknown)}: choose from {', '.join(CHAPTERS)}")
+    store = Store(given.preset)
+    every = chain.from_iterable(declared(one, given.preset) for one in given.chapters)
+    jobs = [job for job in dict.fromkeys(every) if given.only in job.name]
+    if not jobs:
+        parser.error(f"no job of these chapters has {given.only!r} in its name")
+    if given.list:
+        for job in jobs:
+            print("there  " if store.has(job) else "lacking", job.stem)
+        return
+    lacking = sorted((job for job in jobs if not store.has(job)), key=lambda job: job.cost)
+    print(f"{len(jobs) - len(lacking)} of {len(jobs)} results are there.", flush=True)
+    started = time.perf_counter()
+    try:
+        for number, job in enumerate(compute(store, lacking, given.workers) if lacking else (), 1):
+            minutes = (time.perf_counter() - started) / 60
+            print(f"{number}/{len(lacking)} after {minutes:.1f} min: {job.stem}", flush=True)
+    except KeyboardInterrupt:
+        sys.exit("Stopped; what was finished is kept, the same command goes on from there.")
+    if given.done:
+        given.done.parent.mkdir(parents=True, exist_ok=True)
+        given.done.write_text("\n".join(job.stem for job in jobs) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

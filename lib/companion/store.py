@@ -1,92 +1,111 @@
-"""The store of results: computed once, found again by what they depend on, with their manifests.
+"""The store of results: each is computed once and found again by what its job declares.
+
+A `Job` names a measurement by its declared fields, the digest of its data and an integer,
+``VERSION``. Its result lies in two files of one name: the numbers (``.npz`` or ``.csv``), which
+come out the same to the byte wherever rounding is the same, and beside them a JSON file that says
+what was declared, the sha256 of the numbers, and with what they were computed. Editing code renames
+no result; a change of the numbers beyond their tolerance must raise ``VERSION``, which
+``tests/companion/test_golden.py`` watches over.
 
 A store is a folder, ``<BLOCKSPECTRA_RESULTS>/<preset>`` or ``build/results/<preset>`` of the
-repository; results committed under ``data/results/<preset>`` are read, never written, unless the
-environment variable asks for a store of one's own.
+repository. Results committed under ``data/results/<preset>`` are read, never written, unless that
+variable asks for a store of one's own. With ``BLOCKSPECTRA_READ_ONLY=1`` nothing is computed.
 """
 
-import ast
-import copy
 import hashlib
-import io
+import inspect
 import json
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
-from functools import cache
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pandas as pd
 
+from blockspectra.environment import environment
 from blockspectra.files import digest, write_text
 from blockspectra.spectra import Spectra
 
-PACKAGE = Path(__file__).parent
-PRESETS = ("smoke", "laptop", "paper")
-# modules that change no stored number: they draw, compare and judge, or keep, count and share out
-READERS = {
-    *("__init__.py", "arrays.py", "benchmarks.py", "cells.py", "chapter.py", "claims.py"),
-    *("cost.py", "descriptions.py", "distance.py", "figures", "goals.py", "journal.py"),
-    *("memory.py", "one_model.py", "ranks.py", "redraw.py", "report.py", "results.py"),
-    "smoothing.py",
-}
+PRESETS = ("smoke", "laptop", "full")
+DEVICES = ("device",)  # where a job is computed moves its numbers within their tolerance only
+
+Result = Spectra | pd.DataFrame
 
 
-def repository() -> Path | None:
-    """Return the repository that the package runs from, or None where only a wheel is installed."""
-    root = PACKAGE.parent.parent
-    return root if (root / "notebooks").is_dir() else None
+class NotStoredError(LookupError):
+    """A store that only reads lacks a result."""
 
 
-def build_folder() -> Path:
-    """Return ``build/`` of the repository, or of the working folder outside one."""
-    return (repository() or Path.cwd()) / "build"
+@dataclass(frozen=True)
+class Job:
+    """A measurement, declared by the fields of its class; frozen, and small enough to be pickled.
 
-
-@cache
-def code_version(module: str = "__main__") -> str:
-    """Hash of the modules that can change a number computed in ``module``.
-
-    These are the module itself and what it imports of this package, however indirectly, less those
-    that only read what is stored; for code of a notebook (``__main__``) the whole package.
+    Its key needs neither the model nor the data. Fields that came after results had been stored
+    stand in ``ADDED`` with the value that those results have, so that they keep their names.
     """
-    every = {
-        path: path.read_bytes()
-        for path in sorted(PACKAGE.rglob("*.py"))
-        if path.relative_to(PACKAGE).parts[0] not in READERS
-    }
-    start = _source(module)
-    waiting, needed = ([start] if start in every else list(every)), set()
-    while waiting:
-        path = waiting.pop()
-        if path in every and path not in needed:
-            needed.add(path)
-            waiting += map(_source, _imports(path, every[path]))
-    digest = hashlib.sha256()
-    for path in sorted(needed):
-        digest.update(path.relative_to(PACKAGE).as_posix().encode() + every[path])
-    return digest.hexdigest()[:12]
+
+    VERSION: ClassVar[int] = 1  #: raise it where a stored number changes beyond its tolerance
+    ADDED: ClassVar[dict[str, Any]] = {}  #: later field → its value in results from before
+    MADE_OF: ClassVar[tuple[type["Job"], ...]] = ()  #: jobs inside `compute`: their VERSIONs count
+    FOLDER: ClassVar[str] = ""  #: ``runs`` for a step on the way to a result: not committed
+
+    @property
+    def name(self) -> str:
+        """Start of the file's name, for people."""
+        raise NotImplementedError
+
+    @property
+    def title(self) -> str:
+        """What a progress bar says."""
+        return self.name
+
+    @property
+    def cost(self) -> float:
+        """Order of cost among jobs of one list: the longest start first."""
+        return 0.0
+
+    def data_key(self) -> str:
+        """Digest of the files that the data are made of; empty where there are none."""
+        return ""
+
+    def compute(self, store: "Store") -> Result:
+        """Measure; what other jobs have measured comes from the store."""
+        raise NotImplementedError
+
+    def declared(self) -> dict:
+        """Return what names the result, as JSON."""
+        content = {
+            "job": type(self).__name__,
+            "version": ".".join(str(one.VERSION) for one in (type(self), *self.MADE_OF)),
+            "parameters": {
+                field.name: _declared(value)
+                for field in fields(self)
+                if (value := getattr(self, field.name)) != self.ADDED.get(field.name, MISSING)
+                and field.name not in DEVICES
+            },
+            "data": self.data_key(),
+        }
+        return json.loads(json.dumps(content))  # tuples become lists, as they are read back
+
+    @property
+    def stem(self) -> str:
+        """Name of the result's files, without suffix."""
+        text = json.dumps(self.declared(), sort_keys=True)
+        return f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 
 
-def _source(module: str) -> Path:
-    """File of a module of this package; for another module one that does not exist."""
-    path = PACKAGE.parent.joinpath(*module.split("."))
-    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-
-
-def _imports(path: Path, source: bytes) -> set[str]:
-    """Names of modules, or of things in modules, that a file imports, in functions too."""
-    package = [PACKAGE.name, *path.relative_to(PACKAGE).parts[:-1]]
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) + 1 - node.level] if node.level else []
-            base = ".".join([*base, *([node.module] if node.module else [])])
-            names |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return names
+def _declared(value: Any) -> Any:
+    """Turn a field into JSON: another job by what it declares, a dataclass with its class."""
+    if isinstance(value, Job):
+        return value.declared()
+    if is_dataclass(value):
+        inside = {field.name: _declared(getattr(value, field.name)) for field in fields(value)}
+        return {"class": type(value).__name__, **inside}
+    return value
 
 
 class Store:
@@ -94,7 +113,18 @@ class Store:
 
     Parameters
     ----------
-    preset : {"smoke", "laptop", "paper"}
+    preset : {"smoke", "laptop", "full"}
+
+    Attributes
+    ----------
+    path : Path
+        Where results are written.
+    committed : Path or None
+        Where they are read from too.
+    used : dict
+        File → sha256 of every result read or written so far.
+    products : dict
+        File of spectra → how their Hessian products were taken.
 
     Raises
     ------
@@ -105,94 +135,132 @@ class Store:
     def __init__(self, preset: str):
         if preset not in PRESETS:
             raise ValueError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
-        own = os.environ.get("BLOCKSPECTRA_RESULTS")
+        own, root = os.environ.get("BLOCKSPECTRA_RESULTS"), repository()
         self.path = (Path(own).absolute() if own else build_folder() / "results") / preset
-        self.committed = (
-            repository() / "data" / "results" / preset if repository() and not own else None
-        )
-        self.used: dict[str, str] = {}  #: file → sha256 of every result read or written
-        self.products: dict[str, str] = {}  #: file of spectra → how products were taken, and why
+        self.committed = root / "data" / "results" / preset if root and not own else None
+        self.read_only = os.environ.get("BLOCKSPECTRA_READ_ONLY") == "1"
+        self.used: dict[str, str] = {}
+        self.products: dict[str, str] = {}
 
-    def get(
-        self, name: str, depends_on: dict, compute: Callable[[], Spectra | pd.DataFrame]
-    ) -> Spectra | pd.DataFrame:
-        """Return a result, from the store if it is there, else computed and kept.
+    def get(self, job: Job) -> Result:
+        """Return a job's result, from the store if it is there, else computed and kept.
 
-        Parameters
-        ----------
-        name : str
-            What it is, for people: becomes the start of the file's name.
-        depends_on : dict
-            Everything the result depends on, as JSON: parameters, seed, checksum of the data. The
-            version of the code that ``compute`` is defined in, and of what that imports, is added.
-        compute : callable, () → Spectra or DataFrame
-            Called only where nothing is found, or what is found is damaged (which is said).
+        A damaged result, or one of another job, is named and computed again.
+
+        Raises
+        ------
+        NotStoredError
+            Where it is not there and the store only reads.
         """
-        key = self.key(name, depends_on, compute)
-        for folder in (self.path, self.committed):
-            for path in folder.glob(f"{name}-{key}.*") if folder else ():
+        found = self.find(job)
+        if found is None:
+            if self.read_only:
+                raise NotStoredError(
+                    f"{self.path} has no result {job.stem}: run make reproduce "
+                    f"PRESET={self.path.name}, then make results."
+                )
+            started = time.perf_counter()
+            result = job.compute(self)
+            self._write(job, result, time.perf_counter() - started)
+            shutil.rmtree(self.unfinished(job), ignore_errors=True)
+            found = self.find(job)  # what a later run will see, to the bit
+            if found is None:
+                raise OSError(f"{self.path / job.stem} was written, but cannot be read again.")
+        result, path = found
+        self.used[path.relative_to(path.parents[len(Path(job.FOLDER).parts)]).as_posix()] = digest(
+            path
+        )
+        if isinstance(result, Spectra) and "products" in result.meta:
+            self.products[path.name] = result.meta["products"]
+        return result
+
+    def has(self, job: Job) -> bool:
+        """Say whether a job's result is there, by its name alone."""
+        return any(header.exists() for header in self._headers(job))
+
+    def find(self, job: Job) -> tuple[Result, Path] | None:
+        """Read a job's result, or return None where there is none that is whole."""
+        for header in self._headers(job):
+            if header.exists():
                 try:
-                    result = read_result(path)
+                    return read(header, job.declared())
                 except ValueError as error:
                     print(f"{error} Computing it again.", file=sys.stderr)
-                else:
-                    self._note(path, result)
-                    return result
-        result = compute()
-        if isinstance(result, Spectra):
-            path = result.save(self.path / f"{name}-{key}.npz")
-        else:
-            text = result.to_csv(index=False)
-            text = f"# sha256 {hashlib.sha256(text.encode()).hexdigest()}\n{text}"
-            path = write_text(self.path / f"{name}-{key}.csv", text)
-        self._note(path, result)
-        shutil.rmtree(self.runs(name, depends_on), ignore_errors=True)
-        return read_result(path)  # what a later run will see, to the bit
+        return None
 
-    def key(self, name: str, depends_on: dict, compute: Callable) -> str:
-        """Return what tells this result from others of its name, in the name of its file."""
-        code = code_version(getattr(compute, "__module__", "__main__"))
-        return _key({"name": name, "code": code, **depends_on})
-
-    def runs(self, name: str, depends_on: dict) -> Path:
-        """Return the folder where ``compute`` may keep what it needs to go on after being killed.
+    def unfinished(self, job: Job) -> Path:
+        """Return the folder where `Job.compute` may keep what a killed one goes on from.
 
         It is deleted once the result is there.
         """
-        return self.path / "runs" / f"{name}-{_key(depends_on)}"
+        return self.path / "unfinished" / job.stem
 
-    def part(self, name: str) -> "Store":
-        """Open a folder in this store for steps on the way to a result.
+    def _headers(self, job: Job) -> list[Path]:
+        folders = [self.path, *([self.committed] if self.committed else [])]
+        return [folder / job.FOLDER / f"{job.stem}.json" for folder in folders]
 
-        A computation that is killed goes on from them; nobody commits them.
-        """
-        steps = copy.copy(self)
-        steps.path, steps.committed = self.path / name, None
-        steps.used, steps.products = {}, {}
-        return steps
-
-    def _note(self, path: Path, result: Spectra | pd.DataFrame) -> None:
-        self.used[path.name] = digest(path)
-        if isinstance(result, Spectra) and "products" in result.meta:
-            self.products[path.name] = result.meta["products"]
-
-
-def _key(content: dict) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
+    def _write(self, job: Job, result: Result, seconds: float) -> None:
+        path = self.path / job.FOLDER / job.stem
+        if isinstance(result, Spectra):
+            path = result.save(path.with_name(f"{path.name}.npz"))
+        else:
+            path = write_text(path.with_name(f"{path.name}.csv"), result.to_csv(index=False))
+        known = environment()
+        made = {key: known[key] for key in ("commit", "dirty", "python", "device")}
+        made |= {"torch": known["packages"]["torch"], "seconds": round(seconds, 1)}
+        made["peak_memory_MiB"] = known["peak_memory_MiB"]
+        header = job.declared() | {"file": path.name, "sha256": digest(path), "made": made}
+        text = json.dumps(header, indent=1, ensure_ascii=False) + "\n"
+        write_text(path.with_suffix(".json"), text)  # last: a result without it does not count
 
 
-def read_result(path: Path) -> Spectra | pd.DataFrame:
-    """Read what a store keeps.
+def read(header: Path, declared: dict | None = None) -> tuple[Result, Path]:
+    """Read a result by its JSON file.
+
+    Parameters
+    ----------
+    header : Path
+    declared : dict, optional
+        Of the job that it must be a result of.
+
+    Returns
+    -------
+    Spectra or DataFrame
+    Path
+        The file of the numbers.
 
     Raises
     ------
     ValueError
-        Where the file is damaged.
+        Where either file is damaged or missing, or the result is another job's.
     """
-    if path.suffix == ".npz":
-        return Spectra.load(path)
-    first, _, text = path.read_text(encoding="utf-8", errors="replace").partition("\n")
-    if first != f"# sha256 {hashlib.sha256(text.encode()).hexdigest()}":
-        raise ValueError(f"{path} is damaged (its checksum differs).")
-    missing = {"keep_default_na": False, "na_values": [""]}  # a block may be called "NA" or "a#b"
-    return pd.read_csv(io.StringIO(text), float_precision="round_trip", **missing)
+    try:
+        content = json.loads(header.read_text(encoding="utf-8"))
+        path = header.parent / content["file"]
+        if declared is not None and any(content[key] != declared[key] for key in declared):
+            raise ValueError("it is the result of another job")
+        if digest(path) != content["sha256"]:
+            raise ValueError("the checksum of its numbers differs")
+        if path.suffix == ".npz":
+            return Spectra.load(path), path
+        text = {"keep_default_na": False, "na_values": [""]}  # a block may be called "NA"
+        return pd.read_csv(path, float_precision="round_trip", **text), path
+    except (KeyError, TypeError, OSError, ValueError) as error:  # json's own is a ValueError
+        raise ValueError(f"{header} is damaged ({error}).") from error
+
+
+def declare(jobs: Callable, parameters: dict) -> Any:
+    """Call a function that declares jobs with those of a chapter's parameters that it names."""
+    names = inspect.signature(jobs).parameters
+    return jobs(**{name: parameters[name] for name in names if name in parameters})
+
+
+def repository() -> Path | None:
+    """Return the repository that the package runs from, or None where only a wheel is installed."""
+    root = Path(__file__).parents[2]
+    return root if (root / "notebooks").is_dir() else None
+
+
+def build_folder() -> Path:
+    """Return ``build/`` of the repository, or of the working folder outside one."""
+    return (repository() or Path.cwd()) / "build"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import importlib.util
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -115,6 +116,22 @@ def paths(prefix: str) -> tuple[str, ...]:
         Paths relative to site-packages, with forward slashes.
     """
     return tuple(sorted(path for path in PINNED if path.startswith(prefix)))
+
+
+def digest_of(paths: Iterable[str]) -> str:
+    """Digest of some pinned files by their pinned digests: no file is read.
+
+    Parameters
+    ----------
+    paths : iterable of str
+        Keys of `PINNED`.
+
+    Returns
+    -------
+    str
+        sha256, hexadecimal.
+    """
+    return hashlib.sha256("".join(PINNED[path] for path in paths).encode()).hexdigest()
 
 
 def read(path: str, wanted_by: str) -> bytes:

@@ -5,15 +5,18 @@ best block-diagonal approximation of :math:`H` misses :math:`\sqrt{1 - \text{sha
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from companion.datasets.images import MNIST
+from companion.datasets.sources import digest_of
+from companion.datasets.text import PLAYS
 from companion.experiments.one_hidden_layer import Training, moments
-from companion.store import Store
+from companion.store import Job, Store
 
 #: layer → the ways in which its weights are cut into blocks; see `grouping`
 CUTS = {
@@ -139,8 +142,13 @@ def coarse(matrix: np.ndarray, sizes: Sequence[int], cells: int) -> tuple[np.nda
 
 
 @dataclass(frozen=True)
-class Measured(Training):
+class BlockShares(Training, Job):
     """Shares of the diagonal blocks in the course of one training run."""
+
+    @property
+    def name(self) -> str:
+        """Task and classes."""
+        return f"blocks-{self.task}-{self.classes}"
 
     @property
     def title(self) -> str:
@@ -148,39 +156,40 @@ class Measured(Training):
         return f"{self.task}, {self.classes} classes"
 
     @property
-    def cost(self) -> int:
-        """Order of cost: columns of the Hessian times what each passes through."""
+    def cost(self) -> float:
+        """Columns of the Hessian times what each passes through."""
         return self.parameters * self.samples * (100 + self.classes)
+
+    def data_key(self) -> str:
+        """Digest of the task's files; the Gaussian task has none."""
+        files = {"images": MNIST, "text": PLAYS}
+        return digest_of(files[self.task]) if self.task in files else ""
 
     def shapes(self) -> list[tuple[int, int]]:
         """(neurons, inputs) of both layers."""
         inputs = self.parameters // self.hidden - self.classes
         return [(self.hidden, inputs), (self.classes, self.hidden)]
 
-    def result(self, store: Store) -> pd.DataFrame:
+    def compute(self, store: Store) -> pd.DataFrame:
         """Return one row a stage, layer and cut: `Shares`, and the squared norm they are of.
 
         Columns also say what was trained, and its loss (``value``) and accuracy at the stage.
         """
-
-        def compute() -> pd.DataFrame:
-            rows = []
-            for moment in moments(self):
-                about = {k: getattr(self, k) for k in ("task", "classes", "loss", "seed")}
-                about |= {"stage": moment.stage, "value": moment.loss, "accuracy": moment.accuracy}
-                for layer, by in [(layer, by) for layer, cuts in CUTS.items() for by in cuts]:
-                    order, sizes = grouping(self.shapes(), layer, by)
-                    part = moment.hessian[np.ix_(order, order)]
-                    cut = {"layer": layer, "by": by, "blocks": len(sizes), "size": len(order)}
-                    cut["mass"] = float(np.square(part).sum())
-                    rows.append(about | cut | mass_shares(part, sizes)._asdict())
-            return pd.DataFrame(rows)
-
-        return store.get(f"blocks-{self.task}-{self.classes}", asdict(self), compute)
+        rows = []
+        for moment in moments(self):
+            about = {key: getattr(self, key) for key in ("task", "classes", "loss", "seed")}
+            about |= {"stage": moment.stage, "value": moment.loss, "accuracy": moment.accuracy}
+            for layer, by in [(layer, by) for layer, cuts in CUTS.items() for by in cuts]:
+                order, sizes = grouping(self.shapes(), layer, by)
+                part = moment.hessian[np.ix_(order, order)]
+                cut = {"layer": layer, "by": by, "blocks": len(sizes), "size": len(order)}
+                cut["mass"] = float(np.square(part).sum())
+                rows.append(about | cut | mass_shares(part, sizes)._asdict())
+        return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)
-class Picture(Measured):
+class HessianImage(BlockShares):
     """The Hessian itself in the course of one training run, coarse enough to be kept.
 
     ``cells``: as in `coarse`.
@@ -188,21 +197,74 @@ class Picture(Measured):
 
     cells: int = 64
 
-    def result(self, store: Store) -> pd.DataFrame:
+    @property
+    def name(self) -> str:
+        """Task and classes."""
+        return f"hessian-{self.task}-{self.classes}"
+
+    def compute(self, store: Store) -> pd.DataFrame:
         """Return one row a stage and row of cells.
 
         Columns are stage, layer, block, and one a column of cells: log₁₀ of the mean |entry|.
         """
+        parts, (order, sizes) = [], grouping(self.shapes(), "both", "neuron")
+        for moment in moments(self):
+            means, blocks = coarse(moment.hessian[np.ix_(order, order)], sizes, self.cells)
+            with np.errstate(divide="ignore"):  # a zero becomes -inf
+                table = pd.DataFrame(np.log10(means).round(2))
+            layers = ["hidden" if block < self.hidden else "output" for block in blocks]
+            parts.append(table.assign(stage=moment.stage, layer=layers, block=blocks))
+        table = pd.concat(parts, ignore_index=True)
+        return table[["stage", "layer", "block", *range(len(means))]]
 
-        def compute() -> pd.DataFrame:
-            parts, (order, sizes) = [], grouping(self.shapes(), "both", "neuron")
-            for moment in moments(self):
-                means, blocks = coarse(moment.hessian[np.ix_(order, order)], sizes, self.cells)
-                with np.errstate(divide="ignore"):  # a zero becomes -inf
-                    table = pd.DataFrame(np.log10(means).round(2))
-                layers = ["hidden" if block < self.hidden else "output" for block in blocks]
-                parts.append(table.assign(stage=moment.stage, layer=layers, block=blocks))
-            table = pd.concat(parts, ignore_index=True)
-            return table[["stage", "layer", "block", *range(len(means))]]
 
-        return store.get(f"hessian-{self.task}-{self.classes}", asdict(self), compute)
+def shares(
+    hidden: int,
+    side: int,
+    inputs: int,
+    image_classes: list[int],
+    text_classes: list[int],
+    gaussian_classes: list[int],
+    samples: int,
+    steps: int,
+    batch: int,
+    rate: float,
+    seeds: int,
+    device: str = "cpu",
+) -> list[BlockShares]:
+    """Declare chapter 01's shares: every task, number of classes, loss and seed."""
+    shared = {"hidden": hidden, "side": side, "inputs": inputs, "samples": samples}
+    shared |= {"steps": steps, "batch": batch, "rate": rate, "device": device}
+    wanted = [
+        BlockShares(task, classes, loss, seed, **shared)
+        for seed in range(seeds)
+        for loss in ("cross-entropy", "squared error")
+        for task, several in {"images": image_classes, "text": text_classes}.items()
+        for classes in several
+    ]
+    return wanted + [
+        BlockShares("gaussian", classes, seed=seed, stages=(1, 100), **shared)
+        for seed in range(seeds)
+        for classes in gaussian_classes
+    ]
+
+
+def pictures(
+    hidden: int,
+    side: int,
+    inputs: int,
+    image_classes: list[int],
+    text_classes: list[int],
+    samples: int,
+    steps: int,
+    batch: int,
+    rate: float,
+    device: str = "cpu",
+) -> list[HessianImage]:
+    """Declare chapter 01's Hessians: the images and the text of most classes, seed 0."""
+    shared = {"hidden": hidden, "side": side, "inputs": inputs, "samples": samples}
+    shared |= {"steps": steps, "batch": batch, "rate": rate, "device": device}
+    return [
+        HessianImage("images", max(image_classes), cells=64, **shared),
+        HessianImage("text", max(text_classes), cells=32, **shared),
+    ]

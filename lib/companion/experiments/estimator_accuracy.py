@@ -6,19 +6,133 @@ and only the estimator's error is seen, not that of the products.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
 from scipy.stats import wasserstein_distance
 
-from blockspectra.blocks import Block
+from blockspectra.blocks import Block, partition
 from blockspectra.distance import FLOOR, SIGMA, pairwise, signed_log
 from blockspectra.lanczos import Tridiagonal, gauss_quadrature, lanczos
-from blockspectra.problem import Problem
+from blockspectra.problem import Problem, cross_entropy
 from blockspectra.products import dense_hessian
 from blockspectra.slq import probe_vector
 from blockspectra.spectra import bin_mass
+from companion import datasets
+from companion.datasets.images import PHOTOGRAPHS
+from companion.datasets.sources import digest_of
+from companion.datasets.text import PLAYS
+from companion.models import gpt
+from companion.setups import setup
+from companion.store import Job, Store
+
+
+@dataclass(frozen=True)
+class ExactEigenvalues(Job):
+    """All eigenvalues of four blocks that are small enough for it: see `four_blocks`."""
+
+    width: int = 20
+    samples: int = 32
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The same for all."""
+        return "exact-eigenvalues"
+
+    def data_key(self) -> str:
+        """Digest of the plays and the photographs."""
+        return digest_of((*PLAYS, *PHOTOGRAPHS))
+
+    def compute(self, store: Store) -> pd.DataFrame:
+        """Return block (its title) and eigenvalue, ascending in a block."""
+        return exact_eigenvalues(four_blocks(self.width, self.samples, self.seed))
+
+
+@dataclass(frozen=True)
+class EstimateErrors(Job):
+    """Errors of Lanczos estimates of these eigenvalues, for every number of steps and probes."""
+
+    exact: ExactEigenvalues
+    steps: tuple[int, ...]
+    probes: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """The same for all."""
+        return "estimate-errors"
+
+    def compute(self, store: Store) -> pd.DataFrame:
+        """Return the rows of `error_table` for every block."""
+        values = by_block(store.get(self.exact))
+        return pd.concat([error_table(e, t, self.steps, self.probes) for t, e in values.items()])
+
+
+@dataclass(frozen=True)
+class HeterogeneityBias(Job):
+    """JS⁰ of a small GPT from Lanczos estimates beside the exact one, on several axes."""
+
+    width: int = 12
+    samples: int = 32
+    seed: int = 0
+    steps: tuple[int, ...] = (15, 30, 60, 100)
+
+    @property
+    def name(self) -> str:
+        """The same for all."""
+        return "bias-of-js0"
+
+    def data_key(self) -> str:
+        """Digest of the plays."""
+        return digest_of(PLAYS)
+
+    def compute(self, store: Store) -> pd.DataFrame:
+        """Return the rows of `divergence_bias` over the blocks of up to 2,000 parameters."""
+        small = small_blocks(self.width, self.samples, self.seed)
+        return divergence_bias(by_block(exact_eigenvalues(small)), self.steps)
+
+
+def jobs(
+    width: int, samples: int, steps: list[int], probes: list[int], bias_width: int, seed: int
+) -> list[Job]:
+    """Declare chapter 02's measurements: exact eigenvalues, errors of estimates, bias of JS⁰."""
+    exact = ExactEigenvalues(width, samples, seed)
+    errors = EstimateErrors(exact, tuple(steps), tuple(probes))
+    return [exact, errors, HeterogeneityBias(bias_width, samples, seed)]
+
+
+def small_gpt(width: int, samples: int, seed: int) -> Problem:
+    """Two layers in float64, initialised with the gain that the paper's 0.02 has at width 768."""
+    text = datasets.shakespeare(context=16, windows=samples, seed=seed)
+    gain = {"init_std": 0.02 * (768 / width) ** 0.5}
+    config = replace(gpt.TINY, width=width, context=16, vocab=text.classes, **gain)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = gpt.GPT(config).double().eval()
+    return Problem(model, cross_entropy, datasets.batches(text, samples, 1, seed=seed))
+
+
+def four_blocks(width: int, samples: int, seed: int) -> dict[str, tuple[Problem, Block]]:
+    """Three blocks of a small GPT and one of a tiny VGG, each with its problem, by title."""
+    problem = small_gpt(width, samples, seed)
+    names = {"Query": "h.0.attn.c_attn.q", "Value": "h.0.attn.c_attn.v", "MLP": "h.0.mlp.c_fc"}
+    blocks = {t: (problem, *partition(problem.model, only=name)) for t, name in names.items()}
+    vgg = setup("vgg", "tiny", samples=samples, seed=seed, dtype=torch.float64).problem
+    return blocks | {"Convolution": (vgg, *partition(vgg.model, only="features.3"))}
+
+
+def small_blocks(width: int, samples: int, seed: int) -> dict[str, tuple[Problem, Block]]:
+    """All blocks of a small GPT of up to 2,000 parameters, each with its problem, by name."""
+    problem = small_gpt(width, samples, seed)
+    return {b.name: (problem, b) for b in partition(problem.model) if b.size <= 2000}
+
+
+def by_block(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Split a table of eigenvalues: block → eigenvalues, (d,)."""
+    grouped = table.groupby("block", sort=False)["eigenvalue"]
+    return {title: values.to_numpy() for title, values in grouped}
 
 
 def exact_eigenvalues(blocks: Mapping[str, tuple[Problem, Block]]) -> pd.DataFrame:

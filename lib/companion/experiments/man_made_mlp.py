@@ -15,9 +15,11 @@ from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import Estimate
 from companion import datasets
+from companion.datasets.images import MNIST
+from companion.datasets.sources import digest_of
 from companion.models.man_made import man_made, multipliers
 from companion.rate_search import last, search
-from companion.store import Store
+from companion.store import Job, Store
 from companion.training import OPTIMIZERS, train
 
 #: exponents (see `rate_of`) in the middle of the grids at c = 1: rates 0.3, 0.1 and 0.01
@@ -37,7 +39,7 @@ def rate_ratio(c: float, optimizer: str) -> float:
 
 
 @dataclass(frozen=True)
-class Curvature:
+class ManMadeSpectra(Job):
     """Blockwise spectra of the man-made MLP at initialisation, on training images.
 
     Fields as in `man_made` and `block_spectra`; ``samples`` images, drawn by the seed.
@@ -53,34 +55,95 @@ class Curvature:
     device: str = "cpu"
 
     @property
+    def name(self) -> str:
+        """The same for each c."""
+        return "man-made-spectra"
+
+    @property
     def title(self) -> str:
         """What the progress bar says."""
         return f"spectra, c = {self.c:g}"
+
+    def data_key(self) -> str:
+        """Digest of MNIST's file."""
+        return digest_of(MNIST)
 
     @property
     def cost(self) -> float:
         """Order of cost: far below that of a search."""
         return 1e-3 * self.samples * self.steps * self.probes
 
-    def result(self, store: Store) -> Spectra:
+    def compute(self, store: Store) -> Spectra:
         """Return the spectra of the four weight matrices; ``meta`` says what was measured."""
         data = images("train", self.side)
-        about = asdict(self) | {"data": data.checksum}
-
-        def compute() -> Spectra:
-            model = man_made(self.c, self.side, self.width, self.seed).to(self.device).eval()
-            batches = datasets.batches(data, self.samples, 1, self.seed, device=self.device)
-            problem = Problem(model, cross_entropy, batches)
-            settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
-            result = block_spectra(problem, partition(model), **settings)
-            result.meta.update(about, title=f"{self.c:g}", name=data.name)
-            return result
-
-        return store.get("man-made-spectra", about, compute)
+        model = man_made(self.c, self.side, self.width, self.seed).to(self.device).eval()
+        batches = datasets.batches(data, self.samples, 1, self.seed, device=self.device)
+        problem = Problem(model, cross_entropy, batches)
+        settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
+        result = block_spectra(problem, partition(model), **settings)
+        about = {"data": data.checksum, "title": f"{self.c:g}", "name": data.name}
+        result.meta.update(asdict(self), **about)
+        return result
 
 
 @dataclass(frozen=True)
-class ManMade:
+class ManMadeRuns(Job):
+    """All rates × seeds of one optimizer on the man-made MLP of one c, trained at once.
+
+    Fields as in `ManMadeComparison`.
+    """
+
+    FOLDER = "runs"
+
+    c: float
+    optimizer: str
+    at: tuple[float, ...]  #: learning rates
+    seeds: tuple[int, ...]
+    layer: int | None = None
+    side: int = 28
+    width: int = 64
+    batch: int = 64
+    steps: int = 300
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """The optimizer."""
+        return f"man-made-runs-{self.optimizer}"
+
+    def data_key(self) -> str:
+        """Digest of MNIST's file."""
+        return digest_of(MNIST)
+
+    def compute(self, store: Store) -> pd.DataFrame:
+        """Train and test; one row a run, with the columns of `ManMadeComparison.compute`."""
+        pairs = [(rate, seed) for rate in self.at for seed in self.seeds]
+        train_data, test_data = (images(split, self.side) for split in ("train", "test"))
+        models = [man_made(self.c, self.side, self.width, s).to(self.device) for _, s in pairs]
+        if self.layer is not None:
+            for model in models:
+                model.requires_grad_(False).layers[self.layer].requires_grad_(True)
+        streams = [datasets.stream(train_data, self.batch, s, self.device) for _, s in pairs]
+        losses = train(
+            models,
+            cross_entropy,
+            streams,
+            OPTIMIZERS[self.optimizer],
+            [rate for rate, _ in pairs],
+            steps=self.steps,
+            together=True,
+        )
+        table = pd.DataFrame(pairs, columns=["rate", "seed"])
+        table["loss"] = [last(one) for one in losses]
+        table["diverged"] = np.isinf(losses[:, -1])
+        table["accuracy"] = [accuracy(model, test_data, self.device) for model in models]
+        table.loc[table["diverged"], "accuracy"] = 1 / test_data.classes
+        table["score"] = (1 - table["accuracy"]).mask(table["diverged"], float("inf"))
+        return table.assign(c=self.c, optimizer=self.optimizer)
+
+
+@dataclass(frozen=True)
+class ManMadeComparison(Job):
     """SGD, SGD with momentum and Adam on the man-made MLP of one c, each at the best of a search.
 
     ``steps`` steps on batches of ``batch`` images; ``searched`` seeds choose the rate out of grids
@@ -98,6 +161,15 @@ class ManMade:
     searched: int = 2
     seeds: int = 6
     device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """The same for each c."""
+        return "man-made"
+
+    def data_key(self) -> str:
+        """Digest of MNIST's file."""
+        return digest_of(MNIST)
 
     @property
     def title(self) -> str:
@@ -120,7 +192,7 @@ class ManMade:
         first = MIDDLE[optimizer] - round(decades) - self.rates // 2
         return range(first, first + self.rates)
 
-    def result(self, store: Store) -> pd.DataFrame:
+    def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs, one row each.
 
         Returns
@@ -130,46 +202,52 @@ class ManMade:
             the run has diverged: it counts as guessing), score (1 − accuracy, ``inf`` where
             diverged), loss (training, mean of the last tenth of the steps, nats), diverged.
         """
-        about = asdict(self) | {"data": images("train", self.side).checksum}
+        shared = {key: getattr(self, key) for key in ("layer", "side", "width", "batch", "steps")}
 
-        def compute() -> pd.DataFrame:
-            kept = store.part("runs")
+        def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
+            chosen = {"at": tuple(rates), "seeds": tuple(seeds), "device": self.device}
+            return store.get(ManMadeRuns(self.c, optimizer, **chosen, **shared))
 
-            def runs(optimizer, rates, seeds):
-                part = about | {"optimizer": optimizer, "rates": list(rates), "seeds": list(seeds)}
-                return kept.get("man-made", part, lambda: self.run(optimizer, rates, seeds))
+        grids = {name: self.grid(name) for name in MIDDLE}
+        fresh = range(self.searched, self.searched + self.seeds)
+        return search(runs, grids, searched=range(self.searched), fresh=fresh)
 
-            grids = {name: self.grid(name) for name in MIDDLE}
-            fresh = range(self.searched, self.searched + self.seeds)
-            return search(runs, grids, searched=range(self.searched), fresh=fresh)
 
-        return store.get("man-made", about, compute)
+def comparisons(
+    c: list[float],
+    side: int,
+    width: int,
+    batch: int,
+    steps: int,
+    rates: int,
+    searched: int,
+    seeds: int,
+    device: str = "cpu",
+) -> list[ManMadeComparison]:
+    """Declare chapter 07's comparisons: each c, then c = 1 with the first or last layer alone."""
+    shared = {"side": side, "width": width, "batch": batch, "steps": steps, "rates": rates}
+    shared |= {"searched": searched, "seeds": seeds, "device": device}
+    ways = [(value, None) for value in c] + [(1.0, 0), (1.0, 3)]
+    return [ManMadeComparison(value, layer, **shared) for value, layer in ways]
 
-    def run(self, optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
-        """Train all rates × seeds at once and test them."""
-        pairs = [(rate, seed) for rate in rates for seed in seeds]
-        train_data, test_data = (images(split, self.side) for split in ("train", "test"))
-        models = [man_made(self.c, self.side, self.width, s).to(self.device) for _, s in pairs]
-        if self.layer is not None:
-            for model in models:
-                model.requires_grad_(False).layers[self.layer].requires_grad_(True)
-        streams = [datasets.stream(train_data, self.batch, s, self.device) for _, s in pairs]
-        losses = train(
-            models,
-            cross_entropy,
-            streams,
-            OPTIMIZERS[optimizer],
-            [rate for rate, _ in pairs],
-            steps=self.steps,
-            together=True,
-        )
-        table = pd.DataFrame(pairs, columns=["rate", "seed"])
-        table["loss"] = [last(one) for one in losses]
-        table["diverged"] = np.isinf(losses[:, -1])
-        table["accuracy"] = [accuracy(model, test_data, self.device) for model in models]
-        table.loc[table["diverged"], "accuracy"] = 1 / test_data.classes
-        table["score"] = (1 - table["accuracy"]).mask(table["diverged"], float("inf"))
-        return table.assign(c=self.c, optimizer=optimizer)
+
+def spectra(
+    c: list[float],
+    side: int,
+    width: int,
+    samples: int,
+    lanczos_steps: int,
+    probes: int,
+    initialisations: int,
+    device: str = "cpu",
+) -> list[ManMadeSpectra]:
+    """Declare chapter 07's spectra: several initialisations of each c."""
+    settings = {"steps": lanczos_steps, "probes": probes, "device": device}
+    return [
+        ManMadeSpectra(value, seed, side, width, samples, **settings)
+        for value in c
+        for seed in range(initialisations)
+    ]
 
 
 @torch.no_grad()
@@ -185,7 +263,7 @@ def accuracy_lost(table: pd.DataFrame, optimizer: str, c: float) -> Estimate:
     Parameters
     ----------
     table : DataFrame
-        From `ManMade.result`, for 1 and for c. Only the fresh seeds count, each against itself:
+        From `ManMadeComparison`, for 1 and for c. Only the fresh seeds count, each against itself:
         its weights and batches are the same for all c.
     optimizer : str
     c : float

@@ -1,25 +1,73 @@
-"""SGD against AdamW on a model of the paper: one search each, kept run by run."""
+"""SGD against AdamW on the paper's models: a search of learning rates for each, kept run by run."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import pandas as pd
 
 from blockspectra.problem import cross_entropy
-from companion import datasets
+from companion import datasets, setups
 from companion.rate_search import last, search, windowed
 from companion.setups import setup
-from companion.store import Store
+from companion.store import Job, Store
 from companion.training import OPTIMIZERS, train
+
+MIDDLE = {"momentum": -3, "adamw": -5}  # exponents of `rate_of` to search around: 0.03 and 0.003
+ORDER = ("vgg", "mixer", "vit", "gpt", "bert", "resnet")  # by what a step takes
 
 
 @dataclass(frozen=True)
-class Contest:
-    """SGD with momentum against AdamW on one model of the paper, each at the best of a search.
+class TrainingRun(Job):
+    """One run of one optimizer at one rate: ``steps`` steps on batches of ``batch``.
 
-    ``samples`` training sequences or images, batches of ``batch``, ``steps`` steps; seeds draw
-    initialisation, data and order. The score of a run is its mean loss over the last tenth. The
-    search uses seed 0 for all rates and seeds 1 and 2 for the two best; ``seeds`` fresh ones come
-    after these.
+    ``samples`` training sequences or images; the seed draws initialisation, data and order. The
+    loss is kept as means over ``windows`` windows; the score is its mean over the last tenth.
+    """
+
+    FOLDER = "runs"
+
+    model: str
+    optimizer: str
+    rate: float
+    seed: int
+    size: str = "small"
+    samples: int = 2000
+    batch: int = 16
+    steps: int = 200
+    windows: int = 50
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Model and optimizer."""
+        return f"run-{self.model}-{self.optimizer}"
+
+    def data_key(self) -> str:
+        """Digest of the files of the model's data set."""
+        return setups.data_key(self.model, self.size)
+
+    def compute(self, store: Store) -> pd.DataFrame:
+        """Return one row a window: step, loss, optimizer, rate, seed, score."""
+        made = setup(
+            self.model, self.size, samples=self.samples, seed=self.seed, device=self.device
+        )
+        (losses,) = train(
+            [made.problem.model],
+            cross_entropy,
+            [datasets.stream(made.data, self.batch, self.seed, device=self.device)],
+            OPTIMIZERS[self.optimizer],
+            [self.rate],
+            steps=self.steps,
+        )
+        return curve(losses, self)
+
+
+@dataclass(frozen=True)
+class OptimizerComparison(Job):
+    """SGD with momentum against AdamW on one model, each at the best rate of a search.
+
+    The search uses seed 0 for all rates and seeds 1 and 2 for the two best; ``seeds`` fresh ones
+    come after these. Other fields as in `TrainingRun`.
     """
 
     model: str
@@ -33,53 +81,69 @@ class Contest:
     device: str = "cpu"
 
     @property
+    def name(self) -> str:
+        """The model."""
+        return f"contest-{self.model}"
+
+    @property
     def title(self) -> str:
         """The model's name."""
         return self.model
 
     @property
-    def cost(self) -> int:
-        """Order of cost: steps, by how long they take."""
-        order = ("vgg", "mixer", "vit", "gpt", "bert", "resnet")
-        return self.samples * self.steps * (1 + order.index(self.model))
+    def cost(self) -> float:
+        """Steps, by how long they take."""
+        return self.samples * self.steps * (1 + ORDER.index(self.model))
 
-    def result(self, store: Store) -> pd.DataFrame:
+    def data_key(self) -> str:
+        """Digest of the files of the model's data set."""
+        return setups.data_key(self.model, self.size)
+
+    def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs: optimizer, rate, seed, part, step, loss, score; one row a window."""
-        about = asdict(self)
+        shared = asdict(self)
+        del shared["seeds"], shared["rates"]
 
-        def compute() -> pd.DataFrame:
-            kept = store.part("runs")
+        def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
+            wanted = [
+                TrainingRun(optimizer=optimizer, rate=rate, seed=seed, **shared)
+                for rate in rates
+                for seed in seeds
+            ]
+            return pd.concat(map(store.get, wanted), ignore_index=True)
 
-            def runs(optimizer, rates, seeds):
-                return pd.concat(
-                    [self.run(kept, optimizer, r, s) for r in rates for s in seeds],
-                    ignore_index=True,
-                )
+        fresh = range(3, 3 + self.seeds)
+        grids = grids_around(MIDDLE, self.rates)
+        return search(runs, grids, searched=[0], repeated=[1, 2], fresh=fresh)
 
-            middle = {"momentum": -3, "adamw": -5}  # 0.03 and 0.003
-            half, fresh = self.rates // 2, range(3, 3 + self.seeds)
-            grids = {name: range(e - half, e - half + self.rates) for name, e in middle.items()}
-            return search(runs, grids, searched=[0], repeated=[1, 2], fresh=fresh)
 
-        return store.get(f"contest-{self.model}", about, compute)
+def grids_around(middle: dict[str, int], rates: int) -> dict[str, range]:
+    """Give each optimizer a grid of ``rates`` exponents around its middle."""
+    first = {name: exponent - rates // 2 for name, exponent in middle.items()}
+    return {name: range(start, start + rates) for name, start in first.items()}
 
-    def run(self, store: Store, optimizer: str, rate: float, seed: int) -> pd.DataFrame:
-        """Train one model once; kept as soon as it is done."""
-        about = asdict(replace(self, seeds=0, rates=0))  # a run does not depend on these
-        about |= {"optimizer": optimizer, "rate": rate, "seed": seed}
 
-        def compute() -> pd.DataFrame:
-            made = setup(self.model, self.size, samples=self.samples, seed=seed, device=self.device)
-            stream = datasets.stream(made.data, self.batch, seed, device=self.device)
-            losses = train(
-                [made.problem.model],
-                cross_entropy,
-                [stream],
-                OPTIMIZERS[optimizer],
-                [rate],
-                steps=self.steps,
-            )[0]
-            curve = windowed(losses, self.windows)
-            return curve.assign(optimizer=optimizer, rate=rate, seed=seed, score=last(losses))
+def curve(losses, run) -> pd.DataFrame:
+    """Put a run's losses, (step,), into the rows that a search reads."""
+    return windowed(losses, run.windows).assign(
+        optimizer=run.optimizer, rate=run.rate, seed=run.seed, score=last(losses)
+    )
 
-        return store.get(f"run-{self.model}", about, compute)
+
+def jobs(
+    model: str,
+    size: str,
+    train_samples: int,
+    batch: int,
+    train_steps: int,
+    train_seeds: int,
+    rates: int,
+    device: str = "cpu",
+) -> list[OptimizerComparison]:
+    """Declare the comparisons of several models; parameters are those of chapter 06."""
+    return [
+        OptimizerComparison(
+            *(name, size, train_samples, batch, train_steps, train_seeds, rates), device=device
+        )
+        for name in setups.names(model)
+    ]

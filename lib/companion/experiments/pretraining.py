@@ -1,6 +1,7 @@
 """Models before and after pre-training: blockwise spectra, and SGD against AdamW in tuning them."""
 
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -10,23 +11,33 @@ from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import Estimate
 from companion import datasets
+from companion.experiments.initial_spectra import InitialSpectra
+from companion.experiments.optimizer_comparison import OptimizerComparison, curve, grids_around
 from companion.pretrained.gpt2 import Checkpoint
 from companion.pretrained.minilm import MiniLM
-from companion.pretrained.nano_gpt import Nano
-from companion.rate_search import last, search, windowed
-from companion.store import Store
+from companion.pretrained.nano_gpt import NanoGPT, NanoWeights
+from companion.rate_search import search, windowed
+from companion.store import Job, Store
 from companion.training import OPTIMIZERS, train
 
-Subject = Nano | MiniLM | Checkpoint
+Subject = NanoGPT | MiniLM | Checkpoint
+STARTS = {"from scratch": False, "pre-trained": True}
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """One pre-training of the nano GPT; the others find its weights among the runs."""
+class Pretraining(Job):
+    """The losses of one pre-training of the nano GPT."""
 
-    subject: Nano
+    MADE_OF = (NanoWeights,)
+
+    subject: NanoGPT
     seed: int = 0
     windows: int = 50
+
+    @property
+    def name(self) -> str:
+        """The model."""
+        return f"pretraining-{self.subject.name}"
 
     @property
     def title(self) -> str:
@@ -34,27 +45,29 @@ class Pretraining:
         return f"pre-training {self.seed}"
 
     @property
-    def cost(self) -> int:
-        """Order of cost."""
+    def cost(self) -> float:
+        """Steps."""
         return self.subject.steps
 
-    def result(self, store: Store) -> pd.DataFrame:
+    def data_key(self) -> str:
+        """Digest of the encyclopedia and, for its alphabet, the plays."""
+        return self.subject.data_key()
+
+    def compute(self, store: Store) -> pd.DataFrame:
         """Return the losses on the way: step, loss, seed."""
-
-        def compute() -> pd.DataFrame:
-            losses = self.subject.pretraining(store, self.seed)[: self.subject.steps]
-            return windowed(losses, self.windows).assign(seed=self.seed)
-
-        return store.get(f"pretraining-{self.subject.name}", asdict(self), compute)
+        losses = self.subject.pretrained(store, self.seed)[: self.subject.steps]
+        return windowed(losses, self.windows).assign(seed=self.seed)
 
 
 @dataclass(frozen=True)
-class Curvature:
+class PretrainedSpectra(Job):
     """Blockwise spectra of a model, pre-trained or not, at the loss of the task it is tuned on.
 
     ``samples`` sequences, ``steps`` Lanczos steps, ``probes`` random start vectors a block; the
     seed draws all that is random, initialisation included.
     """
+
+    MADE_OF = (NanoWeights,)
 
     subject: Subject
     pretrained: bool
@@ -65,40 +78,91 @@ class Curvature:
     device: str = "cpu"
 
     @property
+    def name(self) -> str:
+        """The model, and where it starts from."""
+        return f"{self.subject.name}-{_start(self.pretrained)}"
+
+    @property
     def title(self) -> str:
         """What the progress bar says."""
         return f"spectra of {self.subject.name}"
 
     @property
-    def cost(self) -> int:
+    def cost(self) -> float:
         """Order of cost: nearer to that of a `FineTuning` for larger models."""
         return self.samples * self.steps * self.probes * (1 if self.subject.name == "nano" else 50)
 
-    def result(self, store: Store) -> Spectra:
+    def data_key(self) -> str:
+        """Digest of the model's files and data."""
+        return self.subject.data_key()
+
+    def compute(self, store: Store) -> Spectra:
         """Return the spectra; ``meta`` says what was measured."""
-        name, about = f"{self.subject.name}-{_start(self.pretrained)}", asdict(self)
-
-        def compute() -> Spectra:
-            made = self.subject.setup(store, self.pretrained, self.samples, self.seed, self.device)
-            blocks = self.subject.blocks(made.problem.model)
-            settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
-            settings["checkpoint"] = store.runs(name, about)
-            result = block_spectra(made.problem, blocks, **settings)
-            data = {"name": made.data.name, "data": made.data.checksum}
-            result.meta.update(about, title=made.title, caption=made.caption, **data)
-            return result
-
-        return store.get(name, about, compute)
+        made = self.subject.setup(store, self.pretrained, self.samples, self.seed, self.device)
+        result = block_spectra(
+            made.problem,
+            self.subject.blocks(made.problem.model),
+            steps=self.steps,
+            probes=self.probes,
+            seed=self.seed,
+            checkpoint=store.unfinished(self),
+        )
+        data = {"name": made.data.name, "data": made.data.checksum}
+        result.meta.update(asdict(self), title=made.title, caption=made.caption, **data)
+        return result
 
 
 @dataclass(frozen=True)
-class FineTuning:
+class FineTuningRun(Job):
+    """One run of one optimizer at one rate; fields as in `FineTuning`."""
+
+    FOLDER = "runs"
+    MADE_OF = (NanoWeights,)
+
+    subject: Subject
+    pretrained: bool
+    optimizer: str
+    rate: float
+    seed: int
+    samples: int = 2000
+    batch: int = 16
+    steps: int = 200
+    windows: int = 50
+    device: str = "cpu"
+
+    @property
+    def name(self) -> str:
+        """Model and optimizer."""
+        return f"run-{self.subject.name}-{self.optimizer}"
+
+    def data_key(self) -> str:
+        """Digest of the model's files and data."""
+        return self.subject.data_key()
+
+    def compute(self, store: Store) -> pd.DataFrame:
+        """Tune once; one row a window."""
+        made = self.subject.setup(store, self.pretrained, self.samples, self.seed, self.device)
+        (losses,) = train(
+            [made.problem.model],
+            cross_entropy,
+            [datasets.stream(made.data, self.batch, self.seed, self.device)],
+            OPTIMIZERS[self.optimizer],
+            [self.rate],
+            steps=self.steps,
+        )
+        return curve(losses, self)
+
+
+@dataclass(frozen=True)
+class FineTuning(Job):
     """SGD with momentum against AdamW on a model, pre-trained or not, each at its best rate.
 
-    As `companion.experiments.optimizer_comparison.Contest`, and from scratch on the nano GPT the
-    same to the bit. The search uses seed 0 for all rates and as many seeds as ``repeats`` says for
-    the two best; ``seeds`` fresh ones come after these.
+    As `OptimizerComparison`, and from scratch on the nano GPT the same to the bit. The search uses
+    seed 0 for all rates and as many seeds as ``repeats`` says for the two best; ``seeds`` fresh
+    ones come after these.
     """
+
+    MADE_OF = (NanoWeights, FineTuningRun)
 
     subject: Subject
     pretrained: bool = True
@@ -112,54 +176,121 @@ class FineTuning:
     device: str = "cpu"
 
     @property
+    def name(self) -> str:
+        """The model, and where it starts from."""
+        return f"tuning-{self.subject.name}-{_start(self.pretrained)}"
+
+    @property
     def title(self) -> str:
         """What the progress bar says."""
         return f"tuning of {self.subject.name}"
 
     @property
-    def cost(self) -> int:
+    def cost(self) -> float:
         """Order of cost: above that of all spectra."""
         return self.samples * self.steps * self.batch
 
-    def result(self, store: Store) -> pd.DataFrame:
+    def data_key(self) -> str:
+        """Digest of the model's files and data."""
+        return self.subject.data_key()
+
+    def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs: optimizer, rate, seed, part, step, loss, score; one row a window."""
+        shared = ("subject", "pretrained", "samples", "batch", "steps", "windows", "device")
+        settings = {key: getattr(self, key) for key in shared}
 
-        def compute() -> pd.DataFrame:
-            def runs(optimizer, rates, seeds):
-                every = [self.run(store, optimizer, r, s) for r in rates for s in seeds]
-                return pd.concat(every, ignore_index=True)
+        def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
+            wanted = [
+                FineTuningRun(optimizer=optimizer, rate=rate, seed=seed, **settings)
+                for rate in rates
+                for seed in seeds
+            ]
+            return pd.concat(map(store.get, wanted), ignore_index=True)
 
-            half = self.rates // 2
-            grids = {
-                name: range(middle - half, middle - half + self.rates)
-                for name, middle in self.subject.middle.items()
-            }
-            fresh = range(1 + self.repeats, 1 + self.repeats + self.seeds)
-            repeated = range(1, 1 + self.repeats)
-            return search(runs, grids, searched=[0], repeated=repeated, fresh=fresh)
+        fresh = range(1 + self.repeats, 1 + self.repeats + self.seeds)
+        repeated = range(1, 1 + self.repeats)
+        grids = grids_around(self.subject.middle, self.rates)
+        return search(runs, grids, searched=[0], repeated=repeated, fresh=fresh)
 
-        name = f"tuning-{self.subject.name}-{_start(self.pretrained)}"
-        return store.get(name, asdict(self), compute)
 
-    def run(self, store: Store, optimizer: str, rate: float, seed: int) -> pd.DataFrame:
-        """Tune once; kept as soon as it is done."""
-        about = asdict(replace(self, seeds=0, rates=0, repeats=0))  # a run does not depend on these
-        about |= {"optimizer": optimizer, "rate": rate, "seed": seed}
+def pretrainings(size: str, pretraining_steps: int, pretrainings: int) -> list[Pretraining]:
+    """Declare chapter 09's pre-trainings of the nano GPT."""
+    nano = NanoGPT(size, pretraining_steps, times=pretrainings)
+    return [Pretraining(nano, seed) for seed in range(pretrainings)]
 
-        def compute() -> pd.DataFrame:
-            made = self.subject.setup(store, self.pretrained, self.samples, seed, self.device)
-            (losses,) = train(
-                [made.problem.model],
-                cross_entropy,
-                [datasets.stream(made.data, self.batch, seed, self.device)],
-                OPTIMIZERS[optimizer],
-                [rate],
-                steps=self.steps,
-            )
-            curve = windowed(losses, self.windows)
-            return curve.assign(optimizer=optimizer, rate=rate, seed=seed, score=last(losses))
 
-        return store.part("runs").get(f"run-{self.subject.name}", about, compute)
+def subjects(
+    size: str,
+    pretraining_steps: int,
+    pretrainings: int,
+    minilm: dict[str, int],
+    checkpoint: str = "",
+    instructions: str = "",
+) -> dict[str, Subject]:
+    """Name chapter 09's models: the nano GPT, MiniLM, and the reader's GPT2 if there is one."""
+    found: dict[str, Subject] = {"nano GPT": NanoGPT(size, pretraining_steps, times=pretrainings)}
+    if minilm:
+        found["MiniLM"] = MiniLM()
+    if checkpoint:
+        found["GPT2"] = Checkpoint(checkpoint, instructions)
+    return found
+
+
+def spectra(
+    size: str,
+    pretraining_steps: int,
+    pretrainings: int,
+    samples: int,
+    steps: int,
+    probes: int,
+    seeds: int,
+    minilm: dict[str, int],
+    checkpoint: str = "",
+    instructions: str = "",
+    device: str = "cpu",
+) -> dict[tuple[str, str, int], Job]:
+    """Declare chapter 09's spectra: (model, start, seed) → job.
+
+    The nano GPT from scratch is the GPT of chapter 04.
+    """
+    hessian = {"samples": samples, "steps": steps, "probes": probes, "device": device}
+    few = {key: value for key, value in minilm.items() if key != "train"} | {"device": device}
+    every = subjects(size, pretraining_steps, pretrainings, minilm, checkpoint, instructions)
+    wanted: dict[tuple[str, str, int], Job] = {}
+    for seed in range(seeds):
+        for model, subject in every.items():
+            for start, pretrained in STARTS.items():
+                settings = few if model == "MiniLM" else hessian
+                job = PretrainedSpectra(subject, pretrained, seed=seed, **settings)
+                if model == "nano GPT" and not pretrained:
+                    job = InitialSpectra("gpt", size, seed=seed, **hessian)
+                wanted[model, start, seed] = job
+    return wanted
+
+
+def tunings(
+    size: str,
+    pretraining_steps: int,
+    pretrainings: int,
+    train_steps: int,
+    train_seeds: int,
+    minilm: dict[str, int],
+    checkpoint: str = "",
+    instructions: str = "",
+    device: str = "cpu",
+) -> dict[str, Job]:
+    """Declare chapter 09's comparisons of optimizers: model and start → job."""
+    run = {"steps": train_steps, "seeds": train_seeds, "device": device}
+    every = subjects(size, pretraining_steps, pretrainings, minilm, checkpoint, instructions)
+    wanted: dict[str, Job] = {"nano GPT, from scratch": OptimizerComparison("gpt", size, **run)}
+    wanted["nano GPT, pre-trained"] = FineTuning(every["nano GPT"], **run)
+    if minilm:
+        few = run | {"steps": minilm["train"], "samples": 240, "batch": 8, "repeats": 0}
+        wanted["MiniLM, pre-trained"] = FineTuning(every["MiniLM"], **few)
+    if checkpoint:
+        for start, pretrained in STARTS.items():
+            wanted[f"GPT2, {start}"] = FineTuning(every["GPT2"], pretrained, samples=500, **run)
+    return wanted
 
 
 def ratio(top: Estimate, bottom: Estimate) -> Estimate:

