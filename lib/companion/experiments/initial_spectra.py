@@ -3,7 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
-from blockspectra.blocks import partition
+from torch import nn
+
+from blockspectra.blocks import Block, partition
 from blockspectra.cost import Cost, estimate
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
@@ -12,7 +14,7 @@ from companion import setups
 from companion.setups import Setup, setup
 from companion.store import Job, Store
 
-ORDER = ("vgg", "mixer", "vit", "gpt", "resnet", "bert")  # by what a product takes
+ORDER = ("vgg", "mixer", "vit", "nano", "gpt", "resnet", "bert")  # by what a product takes
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class InitialSpectra(Job):
     steps: int = 30
     probes: int = 4
     device: str = "cpu"
+    blocks: str = "all"  #: or "chosen", see `chosen_blocks`
+
+    ADDED = {"blocks": "all"}  # noqa: RUF012  a class attribute of `Job`
 
     @property
     def name(self) -> str:
@@ -61,23 +66,31 @@ class InitialSpectra(Job):
             device=self.device,
         )
 
+    def partition(self, model: nn.Module) -> list[Block]:
+        """Return the blocks to measure."""
+        only = setups.chosen_blocks(self.model) if self.blocks == "chosen" else None
+        return partition(model, self.by, only=only)
+
     def estimate(self) -> Cost:
         """Say what the spectra will cost, from one product of each kind."""
         problem = self.setup().problem
-        return estimate(problem, partition(problem.model, self.by), self.steps, self.probes)
+        return estimate(problem, self.partition(problem.model), self.steps, self.probes)
 
     def compute(self, store: Store) -> Spectra:
         """Return the spectra; ``meta`` says what was measured."""
         made = self.setup()
         result = block_spectra(
             made.problem,
-            partition(made.problem.model, self.by),
+            self.partition(made.problem.model),
             steps=self.steps,
             probes=self.probes,
             seed=self.seed,
             checkpoint=store.unfinished(self),
         )
-        result.meta.update(asdict(self), **made.about)
+        about = asdict(self)
+        if self.blocks == "all":
+            del about["blocks"]  # as in results from before there was a choice
+        result.meta.update(about, **made.about)
         return result
 
 
@@ -91,9 +104,12 @@ def jobs(
     seeds: int,
     by: str = "tensor",
     literal_init: bool = False,
+    blocks: str = "all",
     device: str = "cpu",
 ) -> list[InitialSpectra]:
     """Declare the spectra of several models, all of seed 0 first.
+
+    GPT2 at the paper's size has half as many samples: its windows are twice as long as BERT's.
 
     Parameters
     ----------
@@ -101,12 +117,22 @@ def jobs(
         Names, separated by spaces or commas.
     seeds : int
         Initialisations and draws of the data, counted from 0.
-    size, samples, batches, steps, probes, by, literal_init, device
+    size, samples, batches, steps, probes, by, literal_init, blocks, device
         As in `InitialSpectra`.
     """
     return [
         InitialSpectra(
-            name, size, samples, batches, seed, literal_init, by, steps, probes, device=device
+            name,
+            size,
+            samples // 2 if (name, size) == ("gpt", "paper") else samples,
+            batches,
+            seed,
+            literal_init,
+            by,
+            steps,
+            probes,
+            device,
+            blocks,
         )
         for seed in range(seeds)
         for name in setups.names(model)

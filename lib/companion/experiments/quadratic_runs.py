@@ -279,8 +279,8 @@ def cases(
     }
     drawn = {
         (number, variant): Case(number, quadratics, *sources[number], variant, count)
-        for variant in VARIANTS
         for number in sources
+        for variant in VARIANTS
     }
     fixed_ones = {(number, VARIANTS[0]): Case(number, quadratics) for number in (3, 4)}
     first = {key: case for key, case in drawn.items() if key[1] == VARIANTS[0]} | fixed_ones
