@@ -196,7 +196,7 @@ rule one_model:
         {ONE_THREAD}
         echo "{wildcards.chapter}, {wildcards.model}: running"
         if ! {PYTHON:q} -m companion.jobs {wildcards.chapter} --preset {PRESET} \
-            --only -{wildcards.model} --workers {threads} --done {output:q} > {log:q} 2>&1
+            --model {wildcards.model:q} --workers {threads} --done {output:q} > {log:q} 2>&1
         then
             echo "{wildcards.chapter}, {wildcards.model} failed ($(tail -n 1 {log:q})): see {log}." >&2
             exit 1

@@ -2,11 +2,12 @@
 
 ``python -m companion.jobs CHAPTER … --preset full`` computes what the chapters' results lack, the
 cheapest first, and can be stopped at any time: what is finished is kept. ``--list`` shows what is
-there and what is not; ``--only TEXT`` takes the jobs whose name holds the text.
+there and what is not; ``--model NAME`` takes the jobs of one model.
 Every worker runs on one thread, so a number does not depend on how many workers there are.
 """
 
 import argparse
+import json
 import multiprocessing
 import sys
 import time
@@ -19,6 +20,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from blockspectra.environment import environment
+from blockspectra.files import write_text
 from blockspectra.slq import progress_wanted
 from companion.experiments import (
     block_diagonality,
@@ -108,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m companion.jobs", description=__doc__)
     parser.add_argument("chapters", nargs="*", default=list(CHAPTERS), metavar="CHAPTER")
     parser.add_argument("--preset", choices=PRESETS, default="laptop")
-    parser.add_argument("--only", default="", metavar="TEXT")
+    parser.add_argument("--model", metavar="NAME", help="only the jobs of this model")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--list", action="store_true")
     parser.add_argument("--done", type=Path, metavar="FILE", help="write this file at the end")
@@ -117,9 +120,9 @@ def main() -> None:
         parser.error(f"unknown chapter {', '.join(unknown)}: choose from {', '.join(CHAPTERS)}")
     store = Store(given.preset)
     every = chain.from_iterable(declared(one, given.preset) for one in given.chapters)
-    jobs = [job for job in dict.fromkeys(every) if given.only in job.name]
+    jobs = [j for j in dict.fromkeys(every) if given.model in (None, getattr(j, "model", None))]
     if not jobs:
-        parser.error(f"no job of these chapters has {given.only!r} in its name")
+        parser.error(f"no job of these chapters is of the model {given.model!r}")
     if given.list:
         for job in jobs:
             print("there  " if store.has(job) else "lacking", job.stem)
@@ -134,8 +137,9 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit("Stopped; what was finished is kept, the same command goes on from there.")
     if given.done:
-        given.done.parent.mkdir(parents=True, exist_ok=True)
-        given.done.write_text("\n".join(job.stem for job in jobs) + "\n", encoding="utf-8")
+        for job in jobs:
+            store.get(job)
+        write_text(given.done, json.dumps({"results": store.used} | environment(), indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ none does. Where data or sizes are not the paper's, the note says so.</p>
 (<a href="{{ figure.pdf }}">PDF</a>, <a href="{{ figure.csv }}">data</a>)</figcaption>
 </figure>
 {% endfor %}<details><summary>Parameters, data and packages</summary><table>
-{% for part in (run.parameters, run.data, {"code": run.code, "python": run.python}, run.packages) %}
+{% for part in (run.parameters, run.data, {"python": run.python}, run.packages) %}
 {%- for name, value in part.items() %}<tr><td>{{ name }}<td>{{ value }}
 {% endfor %}{% endfor %}</table></details>
 {% endfor %}</html>

@@ -15,7 +15,6 @@ from companion import datasets
 from companion.datasets.sources import digest_of, paths
 from companion.models import bert, gpt, mixer, resnet, vgg, vit
 
-SIZES = ("tiny", "small", "paper")
 CONTEXT = 256  # tokens of a window for the GPT2 of the paper's size
 
 
@@ -77,6 +76,10 @@ ARCHITECTURES = {
         text=True,
     ),
 }
+
+
+#: models that come in reduced sizes too
+REDUCED = tuple(name for name, one in ARCHITECTURES.items() if "small" in one.configurations)
 
 
 @dataclass(frozen=True)

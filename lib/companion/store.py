@@ -167,11 +167,10 @@ class Store:
             if found is None:
                 raise OSError(f"{self.path / job.stem} was written, but cannot be read again.")
         result, path = found
-        self.used[path.relative_to(path.parents[len(Path(job.FOLDER).parts)]).as_posix()] = digest(
-            path
-        )
-        if isinstance(result, Spectra) and "products" in result.meta:
-            self.products[path.name] = result.meta["products"]
+        if not job.FOLDER:
+            self.used[path.name] = digest(path)
+            if isinstance(result, Spectra) and "products" in result.meta:
+                self.products[path.name] = result.meta["products"]
         return result
 
     def has(self, job: Job) -> bool:

@@ -13,7 +13,7 @@ from torch import nn
 
 from blockspectra import partition
 from blockspectra.blocks import PARTITIONS, Block, Piece, whole
-from companion.setups import ARCHITECTURES
+from companion.setups import ARCHITECTURES, REDUCED
 
 
 def tiny(name):
@@ -42,7 +42,7 @@ def index(block):
 
 
 @pytest.mark.parametrize("by", PARTITIONS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", REDUCED)
 def test_every_partition_covers_each_weight_entry_exactly_once(name, by):
     model = tiny(name)
     blocks = partition(model, by=by)
@@ -56,7 +56,7 @@ def test_every_partition_covers_each_weight_entry_exactly_once(name, by):
 
 
 @pytest.mark.parametrize("by", PARTITIONS)
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", REDUCED)
 def test_with_vectors_every_entry_of_the_model_is_covered_exactly_once(name, by):
     model = tiny(name)
     blocks = partition(model, by=by, vectors=True)
@@ -88,7 +88,7 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", REDUCED)
 def test_a_layer_is_what_shares_a_name_up_to_its_first_number(name):
     assert names(tiny(name), by="layer") == LAYERS[name]
 

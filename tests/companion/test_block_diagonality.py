@@ -14,7 +14,13 @@ from blockspectra import partition
 from blockspectra.blocks import whole
 from blockspectra.problem import Problem
 from blockspectra.products import dense_hessian
-from companion.experiments.block_diagonality import Measured, Picture, coarse, grouping, mass_shares
+from companion.experiments.block_diagonality import (
+    BlockShares,
+    HessianImage,
+    coarse,
+    grouping,
+    mass_shares,
+)
 from companion.experiments.one_hidden_layer import LOSSES, Training, gaussian, images, moments, text
 from companion.models.mlp import MLP, MLPConfig
 from companion.store import Store
@@ -221,7 +227,7 @@ class TestTraining:
 
     def test_masses_of_the_layers_do_not_exceed_that_of_both(self, tmp_path, monkeypatch):
         monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
-        table = Measured("gaussian", 6, **TINY).result(Store("smoke"))
+        table = Store("smoke").get(BlockShares("gaussian", 6, **TINY))
         mass = table[table["by"] == "neuron"].pivot_table("mass", "stage", "layer")
         assert (mass["hidden"] + mass["output"] < mass["both"]).all()
         whole_matrix = table[table["layer"] == "both"].groupby("stage")["mass"]
@@ -229,7 +235,7 @@ class TestTraining:
 
     def test_pictures_cover_both_layers(self, tmp_path, monkeypatch):
         monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
-        picture = Picture("gaussian", 6, cells=8, **TINY).result(Store("smoke"))
+        picture = Store("smoke").get(HessianImage("gaussian", 6, cells=8, **TINY))
         one = picture[picture["stage"] == 50]
         assert list(one["layer"].unique()) == ["hidden", "output"]
         assert one["block"].nunique() == 3 + 6

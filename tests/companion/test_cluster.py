@@ -16,10 +16,9 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from nbformat.v4 import new_code_cell, new_notebook
 
-from companion import jobs as measure
-from companion.one_model import measure_one_model
+from companion.jobs import declared
+from companion.parameters import at_preset
 
 ROOT = Path(__file__).parents[2]
 CHAPTER = "04_block_spectra"
@@ -202,61 +201,25 @@ def test_snakemake_is_told_how_a_pod_fares(answer, status, tmp_path):
 
 
 @pytest.mark.parametrize("chapter", BY_MODEL)
-def test_no_model_is_left_out(chapter, tmp_path, monkeypatch):
-    monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
-    done = []
-    monkeypatch.setattr(measure, "measure", lambda store, wanted, workers: done.extend(wanted))
-    monkeypatch.setattr(measure.Initial, "estimate", lambda job: "not asked here")  # it is slow
-    parameters = ROOT / "notebooks" / "presets" / "smoke" / f"{chapter}.yaml"
-    laptop = ROOT / "notebooks" / "presets" / "laptop" / f"{chapter}.yaml"
-    for model in yaml.safe_load(laptop.read_text(encoding="utf-8"))["model"].split():
-        before = len(done)
-        measure_one_model(ROOT / "notebooks" / f"{chapter}.ipynb", parameters, model)
-        assert {job.model for job in done[before:]} == {model}
+def test_no_model_is_left_out(chapter):
+    models = at_preset(chapter, "laptop")["model"].split()
+    assert {job.model for job in declared(chapter, "laptop")} == set(models)
 
 
-class TestNotebookThatCannotBeSplit:
-    @pytest.fixture
-    def parameters(self, tmp_path):
-        path = tmp_path / "given.yaml"
-        path.write_text("preset: smoke\n")
-        return path
-
-    def notebook(self, tmp_path, *sources):
-        tagged = new_code_cell('preset: str = "laptop"', metadata={"tags": ["parameters"]})
-        notebook = new_notebook(cells=[tagged, *map(new_code_cell, sources)])
-        notebook.metadata.kernelspec = {"name": "python3", "language": "python"}
-        nbformat.write(notebook, tmp_path / "chapter.ipynb")
-        return tmp_path / "chapter.ipynb"
-
-    def test_model_that_is_not_measured_is_refused(self, tmp_path, parameters):
-        path = self.notebook(
-            tmp_path,
-            "from companion.jobs import Initial, measure",
-            "measure(preset, [Initial('gpt'), Initial('vgg')])",
-        )
-        with pytest.raises(ValueError, match="measures nothing of bert first, but gpt, vgg"):
-            measure_one_model(path, parameters, "bert")
-
-    def test_notebook_without_measurements_is_refused(self, tmp_path, parameters):
-        path = self.notebook(tmp_path, "assert preset == 'smoke'")
-        with pytest.raises(ValueError, match="never calls measure"):
-            measure_one_model(path, parameters, "gpt")
-
-    def test_unknown_parameter_is_refused(self, tmp_path, parameters):
-        parameters.write_text("preset: smoke\nsteqs: 3\n")
-        path = self.notebook(
-            tmp_path, "from companion.chapter import Chapter", "Chapter('x', globals())"
-        )
-        with pytest.raises(ValueError, match="Unknown parameter steqs"):
-            measure_one_model(path, parameters, "gpt")
+def test_a_model_that_the_chapter_has_not_is_refused(copy):
+    own = {"PYTHONPATH": str(copy / "lib")}
+    result = run("companion.jobs", CHAPTER, "--preset", "smoke", "--model", "bert", cwd=copy, **own)
+    assert result.returncode == 2
+    assert result.stderr.endswith("no job of these chapters is of the model 'bert'\n")
 
 
 class TestWorkflow:
     def test_jobs_on_a_gpu_say_so(self, copy):
-        manifests = "build/results/paper/manifests"
+        path = copy / "notebooks" / "presets" / "full" / f"{CHAPTER}.yaml"
+        path.write_text(f"{{preset: full, model: {' '.join(MODELS)}, device: cuda}}")
+        manifests = "build/results/full/manifests"
         result = run(
-            *("snakemake", "--dry-run", "--cores", "1", "--config", "preset=paper", "split=true"),
+            *("snakemake", "--dry-run", "--cores", "1", "--config", "preset=full", "split=true"),
             *("--", f"{manifests}/{CHAPTER}.json", f"{manifests}/11_theory.json"),
             cwd=copy,
         )
@@ -268,7 +231,7 @@ class TestWorkflow:
         gpus = {(rule, which): "gpu=1" in resources for rule, which, resources in jobs}
         assert gpus.pop(("chapter", "chapter=11_theory")) is False
         assert gpus.pop(("chapter", f"chapter={CHAPTER}")) is True
-        assert len(gpus) == 6
+        assert len(gpus) == len(MODELS)
         assert all(gpus.values())
 
     def test_split_is_true_or_false(self, copy):

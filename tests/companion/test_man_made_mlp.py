@@ -18,8 +18,9 @@ from blockspectra.products import dense_hessian
 from companion import datasets
 from companion.experiments.man_made_mlp import (
     MIDDLE,
-    Curvature,
-    ManMade,
+    ManMadeComparison,
+    ManMadeRuns,
+    ManMadeSpectra,
     accuracy,
     accuracy_lost,
     rate_ratio,
@@ -31,7 +32,16 @@ from companion.store import Store
 from companion.training import OPTIMIZERS, train
 
 CONFIG = MLPConfig((9, 5, 4, 5, 3))
-TINY = ManMade(c=4.0, side=7, width=8, batch=16, steps=12, rates=3, searched=1, seeds=2)
+TINY = ManMadeComparison(c=4.0, side=7, width=8, batch=16, steps=12, rates=3, searched=1, seeds=2)
+
+
+def runs(job, optimizer, rates, seeds):
+    """All rates x seeds of one optimizer, as a comparison makes them."""
+    shared = {key: getattr(job, key) for key in ("c", "layer", "side", "width", "batch", "steps")}
+    one = ManMadeRuns(optimizer=optimizer, at=tuple(rates), seeds=tuple(seeds), **shared)
+    return one.compute(None)
+
+
 every_c = pytest.mark.parametrize("c", [0.01, 0.3, 1.0, 100.0])
 
 
@@ -166,7 +176,7 @@ class TestSearch:
         assert all(len(stiff.grid(name)) == TINY.rates for name in MIDDLE)
 
     def test_a_run_that_diverges_is_never_chosen_and_counts_as_guessing(self):
-        table = TINY.run("sgd", [0.03, 1e6], [0, 1])
+        table = runs(TINY, "sgd", [0.03, 1e6], [0, 1])
         lost = table[table["rate"] == 1e6]
         assert lost["diverged"].all()
         assert np.isinf(lost["score"]).all()
@@ -175,7 +185,7 @@ class TestSearch:
         assert not table.isna().any().any()
 
     def test_result_has_fresh_seeds_at_an_interior_rate_of_equal_searches(self, store):
-        table = TINY.result(store)
+        table = store.get(TINY)
         sizes = grids_table(table)
         assert sizes["interior"].all()
         assert len(set(sizes["rates"])) == 1
@@ -191,23 +201,23 @@ class TestSearch:
     def test_one_layer_alone_is_the_limit_of_the_knob(self, name, rate):
         """At c = 1e8 the last layer's rate is 10⁸ or 10⁴ times the next one's: only it moves."""
         one = replace(TINY, c=1.0, layer=3)
-        alone, still = (one.run(name, [r], [0, 1])["loss"] for r in (rate, 1e-9))
+        alone, still = (runs(one, name, [r], [0, 1])["loss"] for r in (rate, 1e-9))
         stiffest = rate_ratio(1e8, name) ** 0.5
-        stiff = replace(TINY, c=1e8).run(name, [rate / stiffest], [0, 1])["loss"]
+        stiff = runs(replace(TINY, c=1e8), name, [rate / stiffest], [0, 1])["loss"]
         np.testing.assert_allclose(stiff, alone, rtol=1e-3)
         assert ((alone - still).abs() > 5e-3).all(), "steps that do nothing"
 
     def test_seeds_and_not_c_draw_weights_and_batches(self):
         """So differences between values of c are paired: at rates near 0 all c are one run."""
-        small = [replace(TINY, c=c).run("sgd", [1e-9], [3]) for c in (1.0, 2.0)]
+        small = [runs(replace(TINY, c=c), "sgd", [1e-9], [3]) for c in (1.0, 2.0)]
         assert small[0]["accuracy"].equals(small[1]["accuracy"])
         np.testing.assert_allclose(small[0]["loss"], small[1]["loss"], rtol=1e-5)
 
 
-class TestCurvature:
+class TestSpectra:
     def test_largest_eigenvalues_move_with_the_squares(self, store):
         few = {"side": 7, "width": 8, "samples": 32, "steps": 12, "probes": 2}
-        plain, stiff = (Curvature(c=c, **few).result(store) for c in (1.0, 16.0))
+        plain, stiff = (store.get(ManMadeSpectra(c=c, **few)) for c in (1.0, 16.0))
         expected = plain.largest * np.array(multipliers(16.0, 4)) ** 2
         np.testing.assert_allclose(stiff.largest, expected, rtol=1e-3)
 

@@ -169,7 +169,7 @@ class TestPresets:
     @pytest.mark.parametrize(
         ("setting", "sentence"),
         [
-            ("preset=large", "Unknown preset 'large': choose one of smoke, laptop, paper.\n"),
+            ("preset=large", "Unknown preset 'large': choose one of smoke, laptop, full.\n"),
             ("prest=smoke", "Unknown setting prest: choose from preset, split.\n"),
         ],
     )

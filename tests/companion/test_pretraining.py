@@ -19,16 +19,22 @@ from torch import nn
 from blockspectra import block_spectra, js0
 from blockspectra.statistics import Estimate
 from companion.datasets import DataError, shakespeare, sources, transfer
-from companion.experiments.optimizer_comparison import Contest
-from companion.experiments.pretraining import Curvature, FineTuning, Pretraining, ratio
-from companion.jobs import Initial
+from companion.experiments.initial_spectra import InitialSpectra
+from companion.experiments.optimizer_comparison import TrainingRun
+from companion.experiments.pretraining import (
+    FineTuning,
+    FineTuningRun,
+    PretrainedSpectra,
+    Pretraining,
+    ratio,
+)
 from companion.pretrained.gpt2 import Checkpoint, CheckpointError, Logits
 from companion.pretrained.minilm import FOLDER, MiniLM, _state
-from companion.pretrained.nano_gpt import Nano
+from companion.pretrained.nano_gpt import NanoGPT
 from companion.store import Store
 
 transformers = pytest.importorskip("transformers")
-TINY = Nano("tiny", steps=40, batch=8)
+TINY = NanoGPT("tiny", steps=40, batch=8)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -103,7 +109,7 @@ class TestText:
 
 class TestNano:
     def test_pre_training_lowers_the_loss_and_starts_the_tuning(self, store):
-        losses = Pretraining(TINY, 0).result(store)["loss"].to_numpy()
+        losses = store.get(Pretraining(TINY, 0))["loss"].to_numpy()
         assert losses[-1] < losses[0] - 0.3
         before, after = (TINY.setup(store, pre, 64, 0).problem for pre in (False, True))
         first, second = (float(p.value(p.batches[0]).detach()) for p in (before, after))
@@ -117,30 +123,30 @@ class TestNano:
         assert not torch.equal(models[0].batches[0][0], models[2].batches[0][0])
 
     def test_lost_weights_come_back_to_the_bit(self, store):
-        before = TINY.pretraining(store, 1)
-        (path,) = (store.path / "runs").glob("weights-nano-*")
+        before = TINY.pretrained(store, 1)
+        (path,) = (store.path / "runs").glob("weights-nano-*.csv")
         path.unlink()
-        assert np.array_equal(TINY.pretraining(store, 1), before)
+        assert np.array_equal(TINY.pretrained(store, 1), before)
 
     def test_from_scratch_it_is_what_the_other_chapters_measure_and_train(self, store):
-        mine = Curvature(TINY, False, samples=2, steps=3, probes=1, seed=4).result(store)
-        theirs = Initial("gpt", "tiny", samples=2, steps=3, probes=1, seed=4).result(store)
+        mine = store.get(PretrainedSpectra(TINY, False, samples=2, steps=3, probes=1, seed=4))
+        theirs = store.get(InitialSpectra("gpt", "tiny", samples=2, steps=3, probes=1, seed=4))
         assert np.array_equal(mine.alpha, theirs.alpha)
         settings = {"samples": 32, "batch": 8, "steps": 5}
-        one = FineTuning(TINY, False, **settings).run(store, "momentum", 0.1, 2)
-        other = Contest("gpt", "tiny", **settings).run(store, "momentum", 0.1, 2)
+        one = store.get(FineTuningRun(TINY, False, "momentum", 0.1, 2, **settings))
+        other = store.get(TrainingRun("gpt", "momentum", 0.1, 2, "tiny", **settings))
         assert one.equals(other)
         assert TINY.middle == {"momentum": -3, "adamw": -5}
 
     def test_a_search_reports_seeds_that_it_did_not_see(self, store):
-        runs = FineTuning(TINY, samples=32, batch=8, steps=8, seeds=2, rates=3).result(store)
+        runs = store.get(FineTuning(TINY, samples=32, batch=8, steps=8, seeds=2, rates=3))
         seeds = runs.groupby("part")["seed"].unique()
         assert set(seeds["best"]) == {3, 4}
         assert not set(seeds["best"]) & set(seeds["search"])
 
     def test_the_papers_size_is_refused(self):
         with pytest.raises(ValueError, match="tiny and small, not 'paper': give a checkpoint"):
-            Nano("paper")
+            NanoGPT("paper")
 
 
 class TestMiniLM:
@@ -204,10 +210,10 @@ class TestCheckpoint:
 
     def test_it_runs_through_spectra_and_tuning(self, folder, store):
         subject = Checkpoint(str(folder), context=8).reachable()
-        spectra = Curvature(subject, True, samples=2, steps=3, probes=2).result(store)
+        spectra = store.get(PretrainedSpectra(subject, True, samples=2, steps=3, probes=2))
         assert js0(spectra).mean > 0
         assert spectra.meta["caption"].endswith("train, standing in for Alpaca Eval")
-        run = FineTuning(subject, samples=8, batch=4, steps=3).run(store, "adamw", 0.01, 0)
+        run = store.get(FineTuningRun(subject, True, "adamw", 0.01, 0, samples=8, batch=4, steps=3))
         assert run["loss"].iloc[-1] < run["loss"].iloc[0]
 
     def test_twelve_layers_give_the_papers_25_blocks(self):

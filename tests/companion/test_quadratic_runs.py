@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 import torch
 
-from companion.experiments.quadratic_runs import Counts, Curves, quantiles, thinned
+from companion.experiments.quadratic_runs import (
+    Case,
+    QuadraticCounts,
+    QuadraticCurves,
+    quantiles,
+    thinned,
+)
 from companion.jobs import measure
 from companion.quadratics.cases import fixed, problem
 from companion.quadratics.convergence import best_step, modes
@@ -22,7 +28,7 @@ def store(tmp_path, monkeypatch):
 
 
 def test_counts_are_those_of_each_draw(store):
-    table = Counts("test", CASE, 4).result(store)
+    table = store.get(QuadraticCounts(Case(3, 3), 4))
     assert table["sample"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     for sample, part in table.groupby("sample"):
         quadratic, start = problem(CASE[0], 4, sample)
@@ -37,7 +43,7 @@ def test_counts_are_those_of_each_draw(store):
 
 
 def test_counts_are_confirmed_by_iterating(store):
-    row = Counts("test", CASE, 2).result(store).iloc[0]
+    row = store.get(QuadraticCounts(Case(3, 3), 2)).iloc[0]
     quadratic, start = problem(CASE[0], 2, 0)
     step = modes(quadratic, start, frozen=True).minimax_step
     steps = int(row["adam_minimax"])
@@ -48,7 +54,7 @@ def test_counts_are_confirmed_by_iterating(store):
 
 
 def test_jobs_run_in_workers_and_are_found_again(store):
-    jobs = [Counts("a", CASE, 1), Counts("b", CASE[:1], 2)]
+    jobs = [QuadraticCounts(Case(3, 3), 1), QuadraticCounts(Case(3, 1), 2)]
     first, second = measure(store, jobs, 1)
     assert (len(first), len(second)) == (3, 2)
     assert len(store.used) == 2
@@ -56,7 +62,7 @@ def test_jobs_run_in_workers_and_are_found_again(store):
 
 @pytest.fixture
 def curves(store):
-    return Curves("test", CASE, 4, steps=300, far=1000).result(store)
+    return store.get(QuadraticCurves(Case(3, 3), 4, steps=300, far=1000))
 
 
 def test_known_curves_are_bands_over_all_but_the_first_sample(curves):

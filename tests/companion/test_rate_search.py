@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from companion.experiments import optimizer_comparison as module
-from companion.experiments.optimizer_comparison import Contest
+from companion.experiments.optimizer_comparison import OptimizerComparison, TrainingRun
 from companion.rate_search import gap, grids_table, last, rate_of, search, windowed
 from companion.store import Store
 
@@ -157,30 +157,31 @@ def store(tmp_path, monkeypatch):
     return Store("smoke")
 
 
-SMALL = Contest("vgg", "tiny", samples=40, batch=8, steps=12, seeds=1, rates=3)
+SMALL = OptimizerComparison("vgg", "tiny", samples=40, batch=8, steps=12, seeds=1, rates=3)
 
 
 def test_a_contest_that_was_killed_goes_on_with_what_it_has(store, monkeypatch):
-    whole = SMALL.result(store)
-    (stored,) = store.path.glob("contest-vgg-*.csv")
-    stored.unlink()
-    kept = sorted((store.path / "runs").iterdir())
+    whole = store.get(SMALL)
+    for stored in store.path.glob("contest-vgg-*"):
+        stored.unlink()
+    kept = sorted((store.path / "runs").glob("*.csv"))
     kept[0].unlink()
     trained = []
     train = module.train
     monkeypatch.setattr(module, "train", lambda *a, **k: trained.append(1) or train(*a, **k))
-    pd.testing.assert_frame_equal(SMALL.result(store), whole)
+    pd.testing.assert_frame_equal(store.get(SMALL), whole)
     assert len(trained) == 1
     assert [name for name in store.used if name.startswith("run-")] == []
 
 
 def test_a_contest_trains_what_it_says(store):
-    table = SMALL.result(store)
+    table = store.get(SMALL)
     assert set(table["optimizer"]) == {"momentum", "adamw"}
     assert grids_table(table)["interior"].all()
     assert table["step"].max() == 12
     assert set(table.loc[table["part"] == "best", "seed"]) == {3}
     assert set(table["seed"]) == {0, 1, 2, 3}
     assert not table.isna().any(axis=None)
-    other = Contest("vgg", "tiny", samples=40, batch=8, steps=12, seeds=1, rates=3, windows=3)
-    assert other.run(store, "adamw", 0.01, 0)["step"].tolist() == [4, 8, 12]
+    size = {"size": "tiny", "samples": 40, "batch": 8, "steps": 12}
+    one = TrainingRun("vgg", "adamw", 0.01, 0, windows=3, **size)
+    assert store.get(one)["step"].tolist() == [4, 8, 12]

@@ -13,13 +13,13 @@ import pytest
 from blockspectra import Problem, Spectra, full_spectrum
 from blockspectra.problem import cross_entropy
 from companion import datasets
-from companion.experiments.spectra_during_training import Stages, join
+from companion.experiments.spectra_during_training import SpectraDuringTraining, join
 from companion.setups import setup
 from companion.store import Store
 from companion.training import OPTIMIZERS, train
 
 # a ResNet has BatchNorm: training and evaluation mode differ
-JOB = Stages(
+JOB = SpectraDuringTraining(
     *("resnet", "momentum", 0.02, "tiny"),
     training=6,
     batch=8,
@@ -41,7 +41,7 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(store):
-    return JOB.result(store)
+    return store.get(JOB)
 
 
 @pytest.fixture(scope="module")
@@ -83,20 +83,20 @@ def test_training_is_not_disturbed(result, by_hand):
 
 def test_is_found_again(result, store, monkeypatch):
     monkeypatch.setattr("companion.experiments.spectra_during_training.train", None)
-    np.testing.assert_array_equal(JOB.result(store).alpha, result.alpha)
+    np.testing.assert_array_equal(store.get(JOB).alpha, result.alpha)
 
 
 def test_training_that_diverges_is_refused(store):
-    wild = Stages(
+    wild = SpectraDuringTraining(
         "vgg", "momentum", 1e6, "tiny", training=5, batch=8, samples=80, shares=(1.0,), steps=2
     )
     with pytest.raises(ValueError, match=r"VGG diverges .* at rate 1e\+06: lower the rate\.$"):
-        wild.result(store)
+        store.get(wild)
 
 
 @pytest.mark.parametrize("shares", [(), (0.0, 0.01), (0.5, 1.2), (-0.1,)])
 def test_stages_that_are_none_or_the_same_are_refused(shares):
-    job = Stages("vgg", "momentum", 0.1, training=10, shares=shares)
+    job = SpectraDuringTraining("vgg", "momentum", 0.1, training=10, shares=shares)
     with pytest.raises(ValueError, match="shares of the training from 0 to 1"):
         job.moments()
 

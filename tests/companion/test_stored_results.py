@@ -21,13 +21,13 @@ COLUMNS = {"optimizer", "rate", "seed", "score", "part"}
 def searches():
     """Every stored table of runs at searched rates or steps."""
     for path in sorted(RESULTS.glob("*/*.csv")):
-        if COLUMNS <= set(pd.read_csv(path, comment="#", nrows=1).columns):
+        if COLUMNS <= set(pd.read_csv(path, nrows=1).columns):
             yield pytest.param(path, id=path.stem)
 
 
 def read(path):
     """The runs of those optimizers that had a search (GD on a quadratic needs none)."""
-    runs = pd.read_csv(path, comment="#")
+    runs = pd.read_csv(path)
     return runs[runs["optimizer"].isin(runs.loc[runs["part"] == "search", "optimizer"])]
 
 
