@@ -48,12 +48,24 @@ help:
 	@echo 'make bench        measure costs again, into tests/benchmarks/results/'
 	@echo 'make constraints  renew constraints.txt (TORCH=torch==2.13.0)'
 
+# Snakemake, told to be quiet, does not say what is wrong with the workflow itself: a dry run does.
+define show_reason
+if reason=$$($(BIN)/python -m snakemake --dry-run --config 'preset=$(PRESET)' --nolock \
+        --quiet progress rules reason host 2>&1); then \
+    for notebook in build/logs/$(PRESET)/*.failed.ipynb; do \
+        log="$${notebook%.failed.ipynb}.log"; \
+        [ ! -e "$$log" ] || { echo "Last lines of $$log:"; grep -v '^ *$$' "$$log" | tail -n 5; }; \
+    done; \
+else echo "$$reason"; fi >&2; \
+echo 'Not finished, for the reasons above: mend them, and make $@ PRESET=$(PRESET) goes on from here.' >&2
+endef
+
 # one slot more than cores: for much of its time a chapter keeps only one of them busy
 reproduce: $(READY)
 	@$(BIN)/python -m snakemake --cores "$$(( $(CORES) + 1 ))" --resources 'gpu=$(GPUS)' \
 	    --config 'preset=$(PRESET)' --quiet all --keep-going --rerun-incomplete \
 	    --rerun-triggers mtime params input --nolock \
-	    || { [ $$? -eq 3 ] || echo 'Not finished: make reproduce goes on from here; .venv/bin/snakemake -c1 --config preset=$(PRESET) tells more.' >&2; exit 1; }
+	    || { [ $$? -eq 3 ] || { $(show_reason); }; exit 1; }
 	@echo 'Report: build/index.html; claims at the $(PRESET) preset:'
 	@$(BIN)/python -m companion.report --print 'build/results/$(PRESET)'
 
