@@ -6,6 +6,7 @@ PRESET ?= laptop
 CORES ?= 2
 GPUS ?= 1
 TORCH := $(shell grep '^torch==' constraints.txt)
+EXTRAS := data,notebooks,site,test
 
 BIN := .venv/bin
 READY := .venv/.made
@@ -23,12 +24,20 @@ export JUPYTER_PREFER_ENV_PATH := 1
 unexport JUPYTER_PATH
 unexport MPLBACKEND
 unexport PYTHONPATH
+# without a home to write to, caches and settings of the tools go under build/
+ifneq ($(shell [ -d "$$HOME" ] && [ -w "$$HOME" ] && echo writable),writable)
+export XDG_CACHE_HOME ?= $(CURDIR)/build/home/cache
+export MPLCONFIGDIR ?= $(CURDIR)/build/home/matplotlib
+export IPYTHONDIR ?= $(CURDIR)/build/home/ipython
+export JUPYTER_CONFIG_DIR ?= $(CURDIR)/build/home/jupyter
+export JUPYTER_DATA_DIR ?= $(CURDIR)/build/home/jupyter-data
+endif
 
 .PHONY: help reproduce test lab figures site notebooks results bench constraints clean
 
 help:
 	@echo 'make reproduce    run every chapter, write build/index.html, print the claims (PRESET=smoke|laptop|paper, CORES=2, GPUS=1)'
-	@echo 'make test         lint, unit tests, and the notebooks against their committed outputs'
+	@echo 'make test         lint, import rules, unit tests, and the notebooks against their committed outputs'
 	@echo 'make lab          open the notebooks in JupyterLab (LAB_ARGS="--no-browser --port 8890")'
 	@echo 'make figures      draw every figure again from committed results, into build/figures/'
 	@echo 'make site         write the pages of the companion, into build/site/'
@@ -39,12 +48,24 @@ help:
 	@echo 'make bench        measure costs again, into tests/benchmarks/results/'
 	@echo 'make constraints  renew constraints.txt (TORCH=torch==2.13.0)'
 
+# Snakemake, told to be quiet, does not say what is wrong with the workflow itself: a dry run does.
+define show_reason
+if reason=$$($(BIN)/python -m snakemake --dry-run --config 'preset=$(PRESET)' --nolock \
+        --quiet progress rules reason host 2>&1); then \
+    for notebook in build/logs/$(PRESET)/*.failed.ipynb; do \
+        log="$${notebook%.failed.ipynb}.log"; \
+        [ ! -e "$$log" ] || { echo "Last lines of $$log:"; grep -v '^ *$$' "$$log" | tail -n 5; }; \
+    done; \
+else echo "$$reason"; fi >&2; \
+echo 'Not finished, for the reasons above: mend them, and make $@ PRESET=$(PRESET) goes on from here.' >&2
+endef
+
 # one slot more than cores: for much of its time a chapter keeps only one of them busy
 reproduce: $(READY)
 	@$(BIN)/python -m snakemake --cores "$$(( $(CORES) + 1 ))" --resources 'gpu=$(GPUS)' \
 	    --config 'preset=$(PRESET)' --quiet all --keep-going --rerun-incomplete \
 	    --rerun-triggers mtime params input --nolock \
-	    || { [ $$? -eq 3 ] || echo 'Not finished: make reproduce goes on from here; .venv/bin/snakemake -c1 --config preset=$(PRESET) tells more.' >&2; exit 1; }
+	    || { [ $$? -eq 3 ] || { $(show_reason); }; exit 1; }
 	@echo 'Report: build/index.html; claims at the $(PRESET) preset:'
 	@$(BIN)/python -m companion.report --print 'build/results/$(PRESET)'
 
@@ -52,9 +73,9 @@ reproduce: $(READY)
 test: $(READY)
 	$(BIN)/python -m ruff check lib tests notebooks
 	$(BIN)/python -m ruff format --check lib tests notebooks
+	$(BIN)/lint-imports --no-logo --no-cache
 	$(BIN)/python -m pytest
 	@store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && set -x && \
-	MALLOC_TOP_PAD_=67108864 MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=2147483647 \
 	BLOCKSPECTRA_RESULTS="$$store" PYTHONWARNINGS=ignore $(BIN)/python -m pytest -v -p no:warnings \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 3600 $(CHAPTERS) notebooks/00_claims.ipynb
 
@@ -92,11 +113,13 @@ clean:
 
 # torch comes first, and by name: a wheel at hand, else the build for this machine's processor or
 # GPU (which uv knows how to choose), else whatever pip finds.
-define install_torch
-$(1)/bin/python -m pip install -q --no-index --no-deps '$(TORCH)' 2>/dev/null || { \
-    $(1)/bin/python -m pip install -q uv 2>/dev/null && \
-    $(1)/bin/python -m uv pip install -q --python $(1)/bin/python --torch-backend=auto $(2) '$(TORCH)' 2>/dev/null; \
-} || $(1)/bin/python -m pip install -q $(2) '$(TORCH)'
+define install
+{ $(BIN)/python -m pip install --no-index --no-deps '$(TORCH)' \
+    || { $(BIN)/python -m pip install uv && $(BIN)/python -m uv pip install --python $(BIN)/python \
+        --torch-backend=auto -c constraints.txt '$(TORCH)'; } \
+    || $(BIN)/python -m pip install -c constraints.txt '$(TORCH)'; } \
+&& $(BIN)/python -m pip uninstall -y uv \
+&& $(BIN)/python -m pip install -c constraints.txt -e '.[$(EXTRAS)]'
 endef
 
 define check_python
@@ -109,19 +132,18 @@ $(READY): pyproject.toml constraints.txt
 	@$(check_python)
 	@echo 'Making .venv with the versions of constraints.txt: some minutes, once.'
 	@"$(PYTHON)" -m venv .venv
-	@$(call install_torch,.venv,-c constraints.txt)
-	@$(BIN)/python -m pip uninstall -q -y uv 2>/dev/null
-	@$(BIN)/python -m pip install -q -c constraints.txt -e '.[data,notebooks,site,test]'
+	@mkdir -p build
+	@{ $(install); } > build/install.log 2>&1 || { tail -n 15 build/install.log >&2; \
+	    echo 'Installing into .venv failed for the reason above; build/install.log has the whole output.' >&2; exit 1; }
 	@touch $@
 
+# without markers: a version that this Python or system does not need constrains nothing
 constraints:
 	@$(check_python)
-	@rm -rf build/constraints && "$(PYTHON)" -m venv build/constraints
-	@$(call install_torch,build/constraints,)
-	@build/constraints/bin/python -m pip uninstall -q -y uv 2>/dev/null
-	@build/constraints/bin/python -m pip install -q '$(TORCH)' '.[data,notebooks,site,test]'
-	@build/constraints/bin/python -m pip check
-	@{ grep '^#' constraints.txt; build/constraints/bin/python -m pip freeze --exclude blockspectra \
-	    | grep -v -E '^(nvidia|cuda|triton)' | sed 's/^\(torch==[^+]*\).*/\1/' | LC_ALL=C sort -f; } \
-	    > build/constraints.txt && mv build/constraints.txt constraints.txt
-	@rm -rf build/constraints && echo 'Renewed constraints.txt: bring torch in environment.yml in step.'
+	@rm -rf build/uv && "$(PYTHON)" -m venv build/uv && build/uv/bin/python -m pip install -q uv
+	@echo '$(TORCH)' | build/uv/bin/uv pip compile -q --universal --python-version 3.11.0 --all-extras \
+	    --no-header --no-annotate pyproject.toml - > build/uv/compiled.txt
+	@{ grep '^#' constraints.txt; grep -v -E "^(nvidia|cuda|triton)|== 'emscripten'" build/uv/compiled.txt \
+	    | sed 's/ ;.*//; s/^\(torch==[^+]*\).*/\1/'; } > build/constraints.txt
+	@mv build/constraints.txt constraints.txt && rm -rf build/uv
+	@echo 'Renewed constraints.txt: bring torch in environment.yml in step.'
