@@ -20,7 +20,7 @@ def relative_density(spectra: Spectra, points: int = 240) -> pd.DataFrame:
     -------
     DataFrame
         block, eigenvalue (as a share of the largest |λ| of the model), position (decades on the
-        axis of `shares`), density (per decade).
+        signed-log axis), density (per decade).
     """
     top = np.abs(spectra.quadrature[0]).max() or 1.0
     reach = signed_log(np.array(1.0), FLOOR) + 5 * SIGMA["signed-log"]
