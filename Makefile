@@ -33,13 +33,14 @@ export JUPYTER_CONFIG_DIR ?= $(CURDIR)/build/home/jupyter
 export JUPYTER_DATA_DIR ?= $(CURDIR)/build/home/jupyter-data
 endif
 
-.PHONY: help reproduce test lab figures site notebooks results bench constraints clean
+.PHONY: help reproduce test lab figures full site notebooks results bench constraints clean
 
 help:
 	@echo 'make reproduce    run every chapter, write build/index.html, print the claims (PRESET=smoke|laptop|paper, CORES=2, GPUS=1)'
 	@echo 'make test         lint, import rules, unit tests, and the notebooks against their committed outputs'
 	@echo 'make lab          open the notebooks in JupyterLab (LAB_ARGS="--no-browser --port 8890")'
 	@echo 'make figures      draw every figure again from committed results, into build/figures/'
+	@echo 'make full         compute what the results at the paper sizes lack, each kept when it is done (CORES=2)'
 	@echo 'make site         write the pages of the companion, into build/site/'
 	@echo 'make clean        remove build/ with its results, and caches; .venv and committed results stay'
 	@echo 'for maintainers:'
@@ -66,7 +67,7 @@ reproduce: $(READY)
 	    --config 'preset=$(PRESET)' --quiet all --keep-going --rerun-incomplete \
 	    --rerun-triggers mtime params input --nolock \
 	    || { [ $$? -eq 3 ] || { $(show_reason); }; exit 1; }
-	@echo 'Report: build/index.html; claims at the $(PRESET) preset:'
+	@echo 'Report: build/report/$(PRESET)/index.html; claims at the $(PRESET) preset:'
 	@$(BIN)/python -m companion.report --print 'build/results/$(PRESET)'
 
 # The notebooks share one fresh store in the order of the chapters; the claims come last.
@@ -83,7 +84,15 @@ lab: $(READY)
 	$(BIN)/python -m jupyterlab --LabApp.default_url=/lab/tree/notebooks/00_claims.ipynb $(LAB_ARGS)
 
 figures: $(READY)
-	@$(BIN)/python -m companion.redraw 'data/results/$(PRESET)' build/figures --workers '$(CORES)'
+	@mkdir -p build/redrawn && printf '%s\n' $(basename $(notdir $(CHAPTERS))) | \
+	    BLOCKSPECTRA_READ_ONLY=1 BLOCKSPECTRA_RESULTS="$$PWD/data/results" xargs -P '$(CORES)' -I CHAPTER \
+	    $(BIN)/python -m papermill --log-level ERROR --no-progress-bar notebooks/CHAPTER.ipynb \
+	    build/redrawn/CHAPTER.ipynb -f notebooks/presets/$(PRESET)/CHAPTER.yaml
+	@echo 'Figures: build/figures/'
+
+# each result is kept when it is done: the same command goes on after any stop
+full: $(READY)
+	@$(BIN)/python -m companion.jobs --preset full --workers '$(CORES)'
 
 # warnings are errors: a broken link is one
 site: $(READY)

@@ -111,7 +111,8 @@ CODE = (p for p in sorted(Path("lib").rglob("*")) if p.suffix in (".py", ".csv",
 LIBRARY = [p.as_posix() for p in CODE if p.name != "report.py"]  # no chapter needs that one
 BENCHMARKS = [p.as_posix() for p in sorted(Path("tests/benchmarks/results").glob("*.json"))]
 NOTEBOOKS, RESULTS, LOGS = (f"build/{part}/{PRESET}" for part in ("notebooks", "results", "logs"))
-MADE = [f"{NOTEBOOKS}/{chapter}.{kind}" for chapter in CHAPTERS for kind in ("ipynb", "html")]
+REPORT = f"build/report/{PRESET}/index.html"
+MADE = [f"{NOTEBOOKS}/{chapter}.ipynb" for chapter in CHAPTERS]
 MADE += [f"{RESULTS}/manifests/{chapter}.json" for chapter in CHAPTERS]
 # one thread a process; Snakemake would set the number of workers
 ONE_THREAD = "export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 VECLIB_MAXIMUM_THREADS=1"
@@ -129,13 +130,12 @@ wildcard_constraints:
 
 localrules:
     all,
-    html,
     report,
 
 
 rule all:
     input:
-        "build/index.html",
+        REPORT,
         MADE,
 
 
@@ -205,29 +205,24 @@ rule one_model:
         """
 
 
-rule html:
-    input:
-        f"{NOTEBOOKS}/{{chapter}}.ipynb",
-    output:
-        f"{NOTEBOOKS}/{{chapter}}.html",
-    log:
-        f"{LOGS}/{{chapter}}.html.log",
-    shell:
-        """
-        if ! {{ {PYTHON:q} -m nbconvert --to html --embed-images {input} &&
-                {PYTHON:q} -m companion.descriptions {output}; }} > {log} 2>&1
-        then
-            echo "{wildcards.chapter} was not turned into HTML: see {log}." >&2
-            exit 1
-        fi
-        """
-
-
 rule report:
     input:
         MADE,
-        library=["lib/blockspectra/report.py", "lib/blockspectra/claims.py"],
+        pages=[path.as_posix() for path in sorted(Path("docs").rglob("*.*"))],
+        library="lib/companion/report.py",
     output:
-        "build/index.html",
+        REPORT,
+    log:
+        f"{LOGS}/report.log",
+    params:
+        source=f"build/report-source/{PRESET}",
+        folder=Path(REPORT).parent,
     shell:
-        "{PYTHON:q} -m companion.report {RESULTS} {NOTEBOOKS} {output}"
+        """
+        if ! {{ {PYTHON:q} docs/pages.py {params.source} {RESULTS} {NOTEBOOKS} &&
+                {PYTHON:q} -m sphinx -E -q -d build/report-cache {params.source} {params.folder}; }} > {log} 2>&1
+        then
+            echo "The report was not written ($(tail -n 1 {log})): see {log}." >&2
+            exit 1
+        fi
+        """

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from blockspectra import __version__
 
-sys.path.insert(0, str(Path(__file__).parent))  # for the extensions beside this file
+sys.path.insert(0, str(Path(__file__).parent))  # for rendering.py
 
 project = "blockspectra"
 author = "The blockspectra contributors"
@@ -17,9 +17,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "myst_nb",
-    "mathml",
-    "plain_docstrings",
-    "figure_texts",
+    "rendering",
 ]
 default_role = "py:obj"
 nb_execution_mode = "off"  # pages show the committed outputs

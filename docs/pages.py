@@ -1,9 +1,11 @@
 """Gather what the site is built from in one folder, and write the pages that follow from results.
 
-``python docs/pages.py FOLDER``; the folder has the same layout as the repository, so that links
-between notebooks and texts lead to the same places.
+``python docs/pages.py FOLDER [RESULTS NOTEBOOKS]``; by default from what is committed, in `make
+reproduce` from a run. The folder has the same layout as the repository, so that links between
+notebooks and texts lead to the same places.
 """
 
+import html
 import pkgutil
 import re
 import shutil
@@ -14,35 +16,47 @@ from pathlib import Path
 import yaml
 
 import blockspectra
+import companion
 from companion.claims import CLAIMS, Finding, claims_table
-from companion.redraw import NotCommittedError, figure_names, manifest
+from companion.report import figure_names, manifest
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "data" / "results" / "laptop"
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 TEXTS = ("CHANGELOG.md", "LICENSE", "data/README.md", "data/reported/README.md")
 
 
-def gather(folder: Path) -> None:
-    """Copy the sources and write the pages that follow from them."""
+def gather(
+    folder: Path,
+    results: Path = ROOT / "data" / "results" / "laptop",
+    notebooks: Path = ROOT / "notebooks",
+) -> None:
+    """Copy the sources and write the pages that follow from them.
+
+    Parameters
+    ----------
+    folder : Path
+        Emptied first.
+    results, notebooks : Path
+        A preset's results, and the notebooks as they were run.
+    """
     shutil.rmtree(folder, ignore_errors=True)
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "docs", folder, ignore=ignored)
-    shutil.copytree(RESULTS / "figures", folder / "figures")
+    shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(results / "figures", folder / "figures")
     for name in TEXTS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     (folder / "notebooks").mkdir()
-    for path in NOTEBOOKS:
-        (folder / "notebooks" / path.name).write_text(chapter(path), encoding="utf-8")
+    paths = sorted(notebooks.glob("*.ipynb"))
+    for path in paths:  # tables of the notebooks link to notebooks
+        linked = re.sub(r'href=(\\?")(\d\d_\w+)\.ipynb', r"href=\1\2.html", path.read_text("utf-8"))
+        (folder / "notebooks" / path.name).write_text(linked, encoding="utf-8")
+    chapters = [path.stem for path in paths]
     pages = {
-        "verdicts": verdicts(),
-        "claims": expected_results(),
-        "paper_figures": paper_figures(),
-        "chapter_figures": chapter_figures(),
-        "runs": runs(),
+        "verdicts": verdicts(results),
+        "claims": expected_results(results),
+        "paper_figures": paper_figures(results),
+        "chapter_figures": chapter_figures(results, chapters),
+        "runs": runs(results, chapters),
         "citation": citation(),
-        "chapters": "\n".join(f"notebooks/{path.stem}" for path in NOTEBOOKS),
     }
     (folder / "generated").mkdir()
     for name, text in pages.items():
@@ -50,16 +64,12 @@ def gather(folder: Path) -> None:
     write_api(folder / "api")
 
 
-def chapter(path: Path) -> str:
-    """Return a notebook whose tables link to pages instead of notebooks."""
-    return re.sub(r'href=(\\?")(\d\d_\w+)\.ipynb', r"href=\1\2.html", path.read_text("utf-8"))
-
-
 def table(head: str, rows: Iterable[Iterable[object]]) -> str:
     """Write a Markdown table under column names that are parted by bars."""
     names = head.split("|")
     lines = [names, ["---"] * len(names), *rows]
-    cells = ([str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in lines)
+    cells = ([html.escape(str(cell), quote=False) for cell in row] for row in lines)
+    cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells)
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
@@ -68,63 +78,68 @@ def link(name: str) -> str:
     return f"[{name}](notebooks/{name}.ipynb)"
 
 
-def verdicts() -> str:
+def verdicts(results: Path) -> str:
     """Say what the paper claims and what came out, one row a claim."""
-    rows = claims_table(RESULTS).itertuples()
-    return table(
-        "|the paper says|where|here|chapter",
-        ((r.claim, r.statement, r.paper, f"**{r.verdict}**", link(r.chapter)) for r in rows),
+    rows = claims_table(results).itertuples()
+    about = (
+        f"At the {results.name} preset, in which models are reduced and data stand in where data/"
+        "README says so. A verdict is counted from criteria that the chapter argues before it "
+        "shows a number."
     )
+    cells = ((r.claim, r.statement, r.paper, f"**{r.verdict}**", link(r.chapter)) for r in rows)
+    return f"{about}\n\n{table('|the paper says|where|here|chapter', cells)}"
 
 
-def expected_results() -> str:
+def expected_results(results: Path) -> str:
     """Say for each claim how to verify it and what to expect, criterion by criterion."""
     parts = []
-    for claim, (statement, where, name) in CLAIMS.items():
-        finding = Finding.load(RESULTS / "claims" / f"{claim}.json")
+    for name, claim in CLAIMS.items():
         parts += [
-            f"### {claim}: {statement}",
-            f"In the paper: {where}. Here: {link(name)}. To verify: `make reproduce`, or by itself "
-            f"`papermill notebooks/{name}.ipynb out.ipynb`. Expected verdict: "
-            f"**{finding.verdict}**.",
+            f"### {name}: {claim.statement}",
+            f"In the paper: {claim.paper}. Here: {link(claim.chapter)}. To verify: `make "
+            f"reproduce`, or by itself `papermill notebooks/{claim.chapter}.ipynb out.ipynb`.",
+        ]
+        path = results / "claims" / f"{name}.json"
+        if not path.exists():
+            parts.append("Not measured.")
+            continue
+        finding = Finding.load(path)
+        parts += [
+            f"Expected verdict: **{finding.verdict}**.",
             table("criterion|expected|needed|result", finding.table.to_numpy()),
-            f"{finding.note}",
+            finding.note,
         ]
     return "\n\n".join(parts)
 
 
-def paper_figures() -> str:
+def paper_figures(results: Path) -> str:
     """Lead from the paper's figures and tables to claims, chapters and files."""
     rows = []
-    for claim, (_, where, name) in CLAIMS.items():
-        files = ", ".join(f"[{f}](figures/{name}/{f}.png)" for f in figure_names(RESULTS, name))
-        rows.append((where, claim, link(name), files))
+    for name, (_, paper, chapter) in CLAIMS.items():
+        files = (f"[{f}](figures/{chapter}/{f}.png)" for f in figure_names(results, chapter))
+        rows.append((paper, name, link(chapter), ", ".join(files)))
     return table("in the paper|claim|chapter|figures", sorted(rows, key=_by_number))
 
 
-def chapter_figures() -> str:
+def chapter_figures(results: Path, chapters: list[str]) -> str:
     """List every figure with its caption and data, chapter by chapter."""
     parts = []
-    for path in NOTEBOOKS:
-        if names := figure_names(RESULTS, path.stem):
-            folder = f"figures/{path.stem}"
-            rows = (
-                (
-                    f"[{name}]({folder}/{name}.png)",
-                    (RESULTS / folder / f"{name}.txt").read_text(encoding="utf-8").strip(),
-                    f"[CSV]({folder}/{name}.csv)",
-                )
-                for name in names
-            )
-            parts += [f"### {path.stem}", table("figure|caption|data", rows)]
+    for chapter in chapters:
+        rows = []
+        for name in figure_names(results, chapter):
+            file = f"figures/{chapter}/{name}"
+            caption = (results / f"{file}.txt").read_text(encoding="utf-8").strip()
+            rows.append((f"[{name}]({file}.png)", caption, f"[CSV]({file}.csv)"))
+        if rows:
+            parts += [f"### {chapter}", table("figure|caption|data", rows)]
     return "\n\n".join(parts)
 
 
-def runs() -> str:
-    """Say on what the committed results were made, and how long each chapter took."""
-    made = [manifest(RESULTS, path.stem) for path in NOTEBOOKS]
+def runs(results: Path, chapters: list[str]) -> str:
+    """Say on what the results were made, and how long each chapter took."""
+    made = [manifest(results, chapter) for chapter in chapters]
     about = {
-        "commit": {m["commit"][:10] + (", changed" if m["dirty"] else "") for m in made},
+        "commit": {str(m["commit"])[:10] + (", changed" if m["dirty"] else "") for m in made},
         "system": {m["system"] for m in made},
         "device": {m["device"] for m in made},
         "Python": {m["python"] for m in made},
@@ -138,7 +153,7 @@ def runs() -> str:
     total = sum(m["wall_time_s"] for m in made) / 60
     times.append(("all, one after the other", f"{total:.1f}", max(t[2] for t in times)))
     return "\n\n".join(
-        [table("|of the committed results", rows), table("chapter|minutes|peak memory, MiB", times)]
+        [table("|of these results", rows), table("chapter|minutes|peak memory, MiB", times)]
     )
 
 
@@ -168,21 +183,29 @@ def citation() -> str:
 
 
 def write_api(folder: Path) -> None:
-    """Write a page a module, and one that leads to them."""
+    """Write a page a module or subpackage, the library's first, and one that leads there."""
     folder.mkdir()
-    found = pkgutil.walk_packages(blockspectra.__path__, "blockspectra.")
-    packages = {"blockspectra": True} | {module.name: module.ispkg for module in found}
-    for name, gathers in packages.items():
-        options = "\n   :members:\n   :show-inheritance:"
-        options += "\n   :no-index:" * gathers  # its members are indexed where they are defined
-        text = f"# {name}\n\n```{{eval-rst}}\n.. automodule:: {name}{options}\n```\n"
-        (folder / f"{name}.md").write_text(text, encoding="utf-8")
-    toc = "\n".join(packages)
+    toc = []
+    for package in (blockspectra, companion):
+        modules = {package.__name__: True}  # whether it is a package
+        found = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
+        modules |= {module.name: module.ispkg for module in found}
+        pages = {}
+        for name, is_package in modules.items():
+            options = "\n   :members:\n   :show-inheritance:"
+            options += "\n   :no-index:" * is_package  # members are indexed where they are defined
+            page = ".".join(name.split(".")[:2])
+            heading = f"{'#' if name == page else '##'} {name}"
+            text = f"{heading}\n\n```{{eval-rst}}\n.. automodule:: {name}{options}\n```\n\n"
+            pages[page] = pages.get(page, "") + text
+        for page, text in pages.items():
+            (folder / f"{page}.md").write_text(text, encoding="utf-8")
+        toc += [f"```{{toctree}}\n:maxdepth: 1\n:caption: {package.__name__}\n", *pages, "```\n"]
     text = (
         "# API reference\n\nFrom the docstrings. [blockspectra](blockspectra.md) is what most "
-        f"programs need.\n\n```{{toctree}}\n:maxdepth: 1\n\n{toc}\n```\n"
+        "programs need; [companion](companion.md) is the paper's side.\n\n"
     )
-    (folder / "index.md").write_text(text, encoding="utf-8")
+    (folder / "index.md").write_text(text + "\n".join(toc), encoding="utf-8")
 
 
 def _by_number(row: tuple) -> tuple[str, int]:
@@ -193,6 +216,6 @@ def _by_number(row: tuple) -> tuple[str, int]:
 
 if __name__ == "__main__":
     try:
-        gather(Path(sys.argv[1]))
-    except NotCommittedError as error:
+        gather(*map(Path, sys.argv[1:]))
+    except FileNotFoundError as error:
         sys.exit(str(error))

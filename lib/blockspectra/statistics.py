@@ -81,17 +81,19 @@ def bootstrap(
     Estimate
         Its error is nan with a single group, or where the statistic is not finite in a draw.
     """
+    from scipy.stats import bootstrap as resample  # slow to import
+
     rows = list(table.groupby(group, sort=False).indices.values())
     value = float(statistic(table))
     if len(rows) < 2:
         return Estimate(value, float("nan"))
-    rng = np.random.default_rng(seed)
-    found = []
-    for _ in range(draws):
-        chosen = np.concatenate([rows[i] for i in rng.integers(0, len(rows), len(rows))])
-        found.append(statistic(table.iloc[chosen]))
-    finite = np.isfinite(found).all()
-    return Estimate(value, float(np.std(found, ddof=1)) if finite else float("nan"))
+    with np.errstate(invalid="ignore"):  # no error then, see above
+        found = resample(
+            (np.arange(len(rows)),),
+            lambda groups: statistic(table.iloc[np.concatenate([rows[i] for i in groups])]),
+            **{"n_resamples": draws, "vectorized": False, "method": "percentile", "rng": seed},
+        )
+    return Estimate(value, float(found.standard_error))
 
 
 class RankCorrelation(NamedTuple):
@@ -147,9 +149,8 @@ def critical_value(models: int, level: float = 0.05) -> float:
     """
     if not 3 <= models <= 8:
         raise ValueError(f"Give 3 to 8 models, not {models}: all orders are enumerated.")
-    orders = np.array(list(permutations(range(models))))
-    ranks = np.stack([np.broadcast_to(np.arange(models), orders.shape), orders], axis=1)
-    values = _spearman(ranks).round(9)
+    differences = np.array(list(permutations(range(models)))) - np.arange(models)
+    values = (1 - 6 * (differences**2).sum(1) / (models**3 - models)).round(9)
     possible = [v for v in np.unique(values) if (values >= v).mean() <= level]
     return float(min(possible, default=np.inf))
 

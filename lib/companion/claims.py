@@ -9,69 +9,26 @@ the criteria, never set.
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
+import yaml
 
 from blockspectra.files import write_text
 from blockspectra.statistics import WORDS, Criterion
 from companion.store import repository
 
-#: id → (statement, where the paper makes it, chapter that measures it)
-CLAIMS = {
-    "C1": (
-        "The Hessian of a one-hidden-layer MLP is near block-diagonal throughout training",
-        "Figure 2",
-        "01_block_diagonal_hessian",
-    ),
-    "C2": (
-        "The full Hessian spectra of CNNs and Transformers look alike at every stage of training",
-        "Figure 1",
-        "03_full_spectra",
-    ),
-    "C3": (
-        "Blockwise spectra at initialisation are alike across the blocks of a CNN and differ "
-        "strongly across those of a Transformer",
-        "Figures 3 and 4",
-        "04_block_spectra",
-    ),
-    "C4": (
-        "JS⁰ is small for CNNs and orders of magnitude larger for Transformers",
-        "Table 1",
-        "05_block_heterogeneity",
-    ),
-    "C5": (
-        "AdamW and SGD are on par on CNNs; SGD is clearly worse on Transformers",
-        "Figure 3, appendix",
-        "06_adam_vs_sgd",
-    ),
-    "C6": (
-        "In a man-made MLP, SGD degrades as heterogeneity grows and Adam does not",
-        "Figure 5a",
-        "07_man_made_mlp",
-    ),
-    "C7": (
-        "MLP-mixer is heterogeneous without attention, and SGD is worse than Adam on it",
-        "Figure 5b, c",
-        "08_mlp_mixer",
-    ),
-    "C8": (
-        "Pre-training lowers the heterogeneity of GPT2, and SGD comes close to Adam on it",
-        "Figure 6",
-        "09_pretrained_gpt2",
-    ),
-    "C9": ("The gap between Adam and SGD grows with JS⁰", "Figure 7", "06_adam_vs_sgd"),
-    "C10": (
-        "On quadratics of equal condition number, GD is far slower than Adam where blocks are "
-        "heterogeneous and on par where they are not",
-        "Figure 8",
-        "10_quadratics",
-    ),
-    "C11": (
-        "GD's rate follows κ of the whole Hessian, Adam's the largest r·κ over the blocks",
-        "theory",
-        "11_theory",
-    ),
-}
+
+class Claim(NamedTuple):
+    """What the paper claims, where it does so, and the chapter that measures it."""
+
+    statement: str
+    paper: str
+    chapter: str
+
+
+_TEXTS = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
+CLAIMS = {name: Claim(**claim) for name, claim in yaml.safe_load(_TEXTS).items()}
 
 
 @dataclass(frozen=True)
@@ -143,18 +100,18 @@ def claims_table(*folders: Path | None) -> pd.DataFrame:
         measured says ``not measured``.
     """
     rows = []
-    for claim, (statement, where, chapter) in CLAIMS.items():
-        paths = [f / "claims" / f"{claim}.json" for f in folders if f is not None]
+    for name, claim in CLAIMS.items():
+        paths = [f / "claims" / f"{name}.json" for f in folders if f is not None]
         found = next((Finding.load(path) for path in paths if path.exists()), None)
         rows.append(
             {
-                "claim": claim,
-                "statement": statement,
-                "paper": where,
-                "measured": "; ".join(str(c) for c in found.criteria) if found else "",
+                "claim": name,
+                "statement": claim.statement,
+                "paper": claim.paper,
+                "measured": "; ".join(map(str, found.criteria)) if found else "",
                 "verdict": found.verdict if found else "not measured",
                 "note": found.note if found else "",
-                "chapter": chapter,
+                "chapter": claim.chapter,
             }
         )
     return pd.DataFrame(rows)

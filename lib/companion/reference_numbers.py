@@ -5,7 +5,6 @@ run (its manifest names the files) and writes ``references.csv`` into the packag
 does so at the laptop preset.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from blockspectra.files import write_text
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import Estimate, combine
 from companion.rate_search import gap
+from companion.report import manifest
 from companion.setups import ARCHITECTURES
 
 CHAPTER = "06_adam_vs_sgd"
@@ -35,8 +35,7 @@ def collect(results: Path) -> pd.DataFrame:
     DataFrame
         As `references` returns it; numbers are means over seeds, as in chapter 06.
     """
-    manifest = json.loads((results / "manifests" / f"{CHAPTER}.json").read_text(encoding="utf-8"))
-    files = [results / name for name in manifest["results"]]
+    files = [results / name for name in manifest(results, CHAPTER)["results"]]
     spectra = [Spectra.load(path) for path in files if path.suffix == ".npz"]
     runs = {p.stem.split("-")[1]: p for p in files if p.stem.startswith("contest-")}
     rows = []

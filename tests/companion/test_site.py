@@ -1,9 +1,10 @@
 """The pages of `make site`, built anew: sees what Sphinx lets pass.
 
 A link or an image that leads nowhere, a figure without alternative text, a script, style or font
-from another host, a chapter that was left out.
+from another host, a chapter that was left out; and pages of a run that say what the run did not.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -13,8 +14,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from companion.claims import CLAIMS
-from companion.redraw import figure_names
+from blockspectra.environment import environment
+from companion.claims import CLAIMS, Criterion, Finding
+from companion.report import figure_names
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "data" / "results" / "laptop"
@@ -80,6 +82,9 @@ def test_every_chapter_and_every_reference_has_a_page(pages, site):
     assert {f"notebooks/{path.stem}.html" for path in CHAPTERS} <= names
     texts = ("index", "glossary", "figures", "cite", "CHANGELOG", "reproducibility", "artifact")
     assert {f"{name}.html" for name in (*texts, "data/README", "api/blockspectra")} <= names
+    assert "js0" in pages[site / "api" / "blockspectra.distance.html"].text
+    assert "block_table" in pages[site / "api" / "blockspectra.diagnosis.html"].text
+    assert "claims_table" in pages[site / "api" / "companion.claims.html"].text
 
 
 def test_links_lead_somewhere(pages, site):
@@ -132,3 +137,41 @@ def test_formulas_are_drawn_by_the_browser_alone(site):
     text = (site / "notebooks" / "11_theory.html").read_text(encoding="utf-8")
     assert "<math" in text
     assert "\\frac" not in text
+
+
+class TestPagesOfARun:
+    @pytest.fixture
+    def folders(self, tmp_path):
+        """Results and executed notebooks of a run of one chapter."""
+        results, notebooks = tmp_path / "results" / "smoke", tmp_path / "notebooks"
+        figures = results / "figures" / "04_block_spectra"
+        for folder in (figures, results / "manifests", notebooks):
+            folder.mkdir(parents=True)
+        (notebooks / "04_block_spectra.ipynb").write_text("{}")
+        (figures / "density.txt").write_text("Where |λ| <b> & σ is small")
+        Finding("C3", [Criterion("ratio <script>", 3.0, 0.1, 2.0)], "stand-ins").save(results)
+        for chapter in {claim.chapter for claim in CLAIMS.values()}:
+            wrote = ["figures/04_block_spectra/density.png"] * (chapter == "04_block_spectra")
+            about = {"chapter": chapter, "wrote": wrote, "wall_time_s": 90, "peak_memory_MiB": 7}
+            manifest = environment() | about
+            (results / "manifests" / f"{chapter}.json").write_text(json.dumps(manifest))
+        return results, notebooks
+
+    def test_tell_its_preset_its_verdicts_and_what_was_not_measured(self, folders, tmp_path):
+        run("docs/pages.py", tmp_path / "pages", *folders)
+        texts = {path.stem: path.read_text() for path in (tmp_path / "pages/generated").iterdir()}
+        assert "At the smoke preset" in texts["verdicts"]
+        assert re.search(r"\| C3 \|.*\*\*supported\*\*", texts["verdicts"])
+        assert re.search(r"\| C1 \|.*\*\*not measured\*\*", texts["verdicts"])
+        assert "| ratio &lt;script&gt; | 3 ± 0.1 | ≥ 2 | holds |" in texts["claims"]
+        assert "Where \\|λ\\| &lt;b&gt; &amp; σ is small" in texts["chapter_figures"]
+        assert "| [04_block_spectra](notebooks/04_block_spectra.ipynb) | 1.5 | 7 |" in texts["runs"]
+
+    def test_a_chapter_that_was_not_run_is_named(self, folders, tmp_path):
+        (folders[0] / "manifests" / "04_block_spectra.json").unlink()
+        command = [sys.executable, "docs/pages.py", tmp_path / "pages", *folders]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"{folders[0]} has no run of 04_block_spectra: run make reproduce PRESET=smoke.\n"
+        )

@@ -8,13 +8,12 @@ come from the table of reference models; other numbers in it would make it speak
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import comb
 
 import numpy as np
 import pandas as pd
 
 from blockspectra.diagnosis.references import Point, points
-from blockspectra.statistics import Criterion, Estimate
+from blockspectra.statistics import Criterion, Estimate, rank_correlation
 
 SGD, ADAM, SILENT = "SGD will do", "use Adam", "cannot tell"
 #: chapter 06's: SGD lacks at most, or at least, this share of AdamW's progress
@@ -73,8 +72,6 @@ def advise(js0: Estimate, table: pd.DataFrame, obstacles: Sequence[str] = ()) ->
         It speaks only if the rule predicts reference models left out better than guessing, by two
         standard errors of the measurements, and JS⁰ is clear of the threshold by two of its own.
     """
-    from blockspectra.statistics import rank_correlation  # slow: scipy.stats, for every worker
-
     known = points(table)
     values, gaps = ([getattr(p, key) for p in known] for key in ("js0", "gap"))
     behind = np.array([g.mean for g in gaps]) > BEHIND
@@ -174,9 +171,10 @@ def hits_needed(behind: Sequence[bool]) -> int:
 
     One more than there are models if not even all would do.
     """
-    n, share = len(behind), max(np.mean(behind), 1 - np.mean(behind))
-    chance = [comb(n, k) * share**k * (1 - share) ** (n - k) for k in range(n + 1)]
-    return next((k for k in range(n + 1) if sum(chance[k:]) <= LEVEL), n + 1)
+    from scipy.stats import binom  # slow to import
+
+    share = max(np.mean(behind), 1 - np.mean(behind))
+    return int(binom.isf(LEVEL, len(behind), share)) + 1
 
 
 def _left_out(values: np.ndarray, behind: np.ndarray) -> int:

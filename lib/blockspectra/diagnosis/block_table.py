@@ -1,4 +1,4 @@
-"""A row a block: how stiff it is, how far from the other blocks, and which blocks stand out."""
+"""One row a block: its curvature, its distance from the other blocks, whether it stands out."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from blockspectra.problem import Problem
 from blockspectra.spectra import Spectra
 
 OUTLYING = 3.5  # robust z-score from which a block stands out (Iglewicz and Hoaglin, 1993)
-MOST = 100  # above which a z-score is no longer told
+MOST = 100  # larger z-scores are shown as above it
 FEWEST = 5  # blocks below which there is no bulk to stand out from
 NORMAL = 0.6745  # the median absolute deviation of a standard normal
 
@@ -34,8 +34,8 @@ def block_table(
     Returns
     -------
     DataFrame
-        Indexed by block: size; lambda_max (largest Ritz value, from below); trace and trace_error
-        (standard error over probes); gradient_norm (of the mean loss); zero_share (of eigenvalues,
+        Indexed by block: size; lambda_max (largest Ritz value, a lower bound); trace and its
+        standard error over probes, trace_error; gradient_norm (of the mean loss); zero_share (of eigenvalues,
         as of `zero_share`); distance (mean divergence from the other blocks, nats); z_distance,
         z_lambda_max (`robust_z` of the distance and of log10 λ_max); stands_out (why, or empty).
     """
@@ -75,9 +75,9 @@ def robust_z(values: Sequence[float]) -> np.ndarray:
     values = np.asarray(values, dtype=float)
     if np.isfinite(values).sum() < FEWEST:
         return np.full(values.shape, np.nan)
-    apart = values - np.nanmedian(values)
-    spread = np.nanmedian(np.abs(apart))
-    return NORMAL * apart / spread if spread > 0 else np.full(values.shape, np.nan)
+    deviation = values - np.nanmedian(values)
+    spread = np.nanmedian(np.abs(deviation))
+    return NORMAL * deviation / spread if spread > 0 else np.full(values.shape, np.nan)
 
 
 def gradient_norms(problem: Problem, blocks: Sequence[Block]) -> np.ndarray:

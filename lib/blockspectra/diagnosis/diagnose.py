@@ -77,7 +77,7 @@ class Diagnosis:
         list of Drawing
             Each a figure with its name, its numbers and its caption.
         """
-        from matplotlib import rc_context  # slow, with seaborn, for every worker
+        from matplotlib import rc_context  # slow to import, as is seaborn
 
         from blockspectra.diagnosis.figures import drawings
 
@@ -124,7 +124,7 @@ def diagnose(
     """Measure the blockwise Hessian spectra of a model and say what they tell about training it.
 
     Prints the cost before it begins. Any `torch.nn.Module` that can be differentiated twice will
-    do, at initialisation if the result is to be compared with the paper's or with this project's
+    do; at initialisation if the result is to be compared with the paper's or with this project's
     models. JS⁰ depends on steps and probes: the defaults are those of the reference models.
 
     Parameters

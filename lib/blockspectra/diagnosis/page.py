@@ -7,7 +7,6 @@ import io
 import json
 import math
 from dataclasses import asdict
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,18 +19,6 @@ if TYPE_CHECKING:
     from blockspectra.diagnosis.diagnose import Diagnosis
 
 DPI = 130
-STYLE = """
-body { max-width: 56rem; margin: auto; padding: 1rem; font: 1rem/1.5 system-ui, sans-serif;
-  color: #222; background: #fff; overflow-wrap: anywhere }
-h1, h2 { line-height: 1.2 } h2 { margin-top: 2.5rem } figure { margin: 1.5rem 0 }
-img { max-width: 100%; height: auto } figcaption, small { color: #555; font-size: .9rem }
-.wide { overflow-x: auto } table { border-collapse: collapse; font-size: .9rem }
-th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid #ddd;
-  overflow-wrap: normal; white-space: nowrap }
-th:first-child, td:first-child, td.text { text-align: left }
-td:first-child { white-space: normal; overflow-wrap: anywhere; min-width: 9rem }
-.word { font-size: 1.5rem; font-weight: bold }
-"""
 BLOCK_COLUMNS = {
     "size": "parameters",
     "lambda_max": "λ_max",
@@ -79,9 +66,8 @@ def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
 
 def as_text(diagnosis: Diagnosis) -> str:
     """Lay the findings out for a terminal."""
-    value, error = diagnosis.js0
     lines = [
-        f"{diagnosis.name}: {len(diagnosis.blocks)} blocks, JS⁰ = {value:.3g} ± {error:.1g} nats",
+        f"{diagnosis.name}: {_headline(diagnosis)}",
         f"Advice: {diagnosis.advice.word}.",
         *(f"  {sentence}" for sentence in diagnosis.advice.reasons),
         *(f"Stands out: {name}: {why}." for name, why in _outstanding(diagnosis)),
@@ -92,58 +78,47 @@ def as_text(diagnosis: Diagnosis) -> str:
 
 def summary(diagnosis: Diagnosis) -> str:
     """Lay the findings out for a notebook, as HTML."""
-    value, error = diagnosis.js0
-    stands_out = "".join(
-        f"<li><code>{escape(name)}</code>: {escape(why)}" for name, why in _outstanding(diagnosis)
-    )
-    none = "none" if len(diagnosis.blocks) >= FEWEST else f"not judged: fewer than {FEWEST} blocks"
-    notes = "".join(f"<p>{escape(note)}</p>" for note in diagnosis.notes)
-    return (
-        f"<p>{escape(diagnosis.name)}, {diagnosis.settings['parameters']:,} parameters: "
-        f"{len(diagnosis.blocks)} blocks, JS⁰ = {value:.3g} ± {error:.1g} nats.</p>"
-        f'<p class="word">Advice: {escape(diagnosis.advice.word)}</p>'
-        f"{''.join(f'<p>{escape(reason)}</p>' for reason in diagnosis.advice.reasons)}"
-        f"<p>Blocks that stand out (robust z-score of {OUTLYING} or more):</p>"
-        f"<ul>{stands_out or f'<li>{none}'}</ul>{notes}"
-    )
+    return _render("summary.html", diagnosis, blocks=diagnosis.blocks)
 
 
 def page(diagnosis: Diagnosis) -> str:
     """Write the whole diagnosis as one HTML page; figures are inside it."""
-    advice, settings = diagnosis.advice, diagnosis.settings
-    blocks = diagnosis.blocks[list(BLOCK_COLUMNS)].rename(columns=BLOCK_COLUMNS)
-    figures = "".join(_figure(one.figure, one.caption) for one in diagnosis.drawings())
-    about = settings | {"cost": str(diagnosis.cost)} | _flat(diagnosis.environment)
-    title = f"Hessian of {escape(diagnosis.name)}, block by block"
-    return f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
-<style>{STYLE}</style>
-<h1>{title}</h1>
-{summary(diagnosis)}
-<h2>Evidence</h2>
-{"".join(f"<p>{escape(sentence)}</p>" for sentence in advice.evidence)}
-{figures}
-<h2>Blocks</h2>
-<p>λ_max is the largest Ritz value, a bound from below; the trace has its standard error over
-probes; then the norm of the gradient, the share of eigenvalues that are zero (below 10⁻⁶ of the
-model's largest), and the mean divergence from the other blocks, in nats. A block stands out where
-the robust z-score of its distance or of log₁₀ λ_max, 0.6745 (x − median) / median |x − median|, is
-{OUTLYING} or more; fewer than {FEWEST} blocks are not judged.</p>
-{_table(blocks)}
-<h2>Heterogeneity under each distance</h2>
-<p>Mean over all pairs of blocks, with its standard error over probes (jackknife).</p>
-{_table(diagnosis.heterogeneity)}
-<h2>Among the reference models</h2>
-<p>This project's own models at initialisation, reduced in size; <i>below</i> and <i>above</i> count
-those that lie there by two standard errors.</p>
-{_table(diagnosis.references)}
-<h2>Settings and environment</h2>
-{_table(pd.DataFrame({"": about}))}
-</html>
-"""
+    environment = dict(diagnosis.environment)
+    packages = {f"package {name}": v for name, v in environment.pop("packages").items()}
+    about = diagnosis.settings | {"cost": str(diagnosis.cost)} | environment | packages
+    return _render(
+        "page.html",
+        diagnosis,
+        figures=[(_png(one.figure), one.caption) for one in diagnosis.drawings()],
+        blocks=diagnosis.blocks[list(BLOCK_COLUMNS)].rename(columns=BLOCK_COLUMNS),
+        heterogeneity=diagnosis.heterogeneity,
+        references=diagnosis.references,
+        about=pd.DataFrame({"": about}),
+    )
+
+
+def _render(template: str, diagnosis: Diagnosis, **tables) -> str:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = FileSystemLoader(Path(__file__).parent)
+    html = Environment(autoescape=True, undefined=StrictUndefined, loader=folder, trim_blocks=True)
+    html.filters["readable"] = _readable
+    return html.get_template(template).render(
+        tables,
+        name=diagnosis.name,
+        headline=_headline(diagnosis),
+        advice=diagnosis.advice,
+        settings=diagnosis.settings,
+        notes=diagnosis.notes,
+        outstanding=_outstanding(diagnosis),
+        outlying=OUTLYING,
+        fewest=FEWEST,
+    )
+
+
+def _headline(diagnosis: Diagnosis) -> str:
+    value, error = diagnosis.js0
+    return f"{len(diagnosis.blocks)} blocks, JS⁰ = {value:.3g} ± {error:.1g} nats"
 
 
 def _outstanding(diagnosis: Diagnosis) -> list[tuple[str, str]]:
@@ -151,42 +126,22 @@ def _outstanding(diagnosis: Diagnosis) -> list[tuple[str, str]]:
     return list(why[why != ""].items())
 
 
-def _figure(figure, caption: str) -> str:
-    import matplotlib.pyplot as plt  # not in every worker that imports this package: it is slow
+def _png(figure) -> str:
+    """Draw a figure as PNG in base64, and close it."""
+    import matplotlib.pyplot as plt  # slow to import
 
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=DPI, bbox_inches="tight")
     plt.close(figure)
-    data = base64.b64encode(png.getvalue()).decode()
-    text = escape(caption, quote=True)
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'
-        f"<figcaption>{text}</figcaption></figure>\n"
-    )
+    return base64.b64encode(png.getvalue()).decode()
 
 
-def _table(table: pd.DataFrame) -> str:
-    """Write a table that scrolls by itself where the screen is narrow."""
-    head = "".join(f"<th>{escape(str(name))}" for name in (table.index.name or "", *table.columns))
-    rows = "".join(
-        f"<tr><td>{escape(str(name))}{''.join(map(_cell, row))}\n"
-        for name, row in zip(table.index, table.to_numpy(object), strict=True)
-    )
-    return f'<div class="wide"><table><thead><tr>{head}</thead>\n{rows}</table></div>'
-
-
-def _cell(value: Any) -> str:
+def _readable(value: Any) -> str:
     if isinstance(value, float):
-        return f"<td>{value:.3g}" if math.isfinite(value) else "<td>–"
+        return f"{value:.3g}" if math.isfinite(value) else "–"
     if isinstance(value, int) and not isinstance(value, bool):
-        return f"<td>{value:,}"
-    return f'<td class="text">{escape(str(value))}'
-
-
-def _flat(nested: dict) -> dict:
-    """Put the packages of an environment beside its other entries."""
-    packages = {f"package {name}": v for name, v in nested["packages"].items()}
-    return {key: value for key, value in nested.items() if key != "packages"} | packages
+        return f"{value:,}"
+    return str(value)
 
 
 def _rows(table: pd.DataFrame) -> list[dict]:

@@ -1,7 +1,7 @@
 """The project's own models as a scale: their heterogeneity, and how far SGD fell behind on them.
 
 The numbers are a table inside the package, so that they are there without the repository. It is
-made from the committed results: see `reference_numbers`.
+made from the committed results by `companion.reference_numbers`.
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ import pandas as pd
 from blockspectra.statistics import Estimate
 
 TABLE = Path(__file__).parent / "references.csv"
-GAP = "gap"  # the measure's name of `search.gap`; all others are those of `heterogeneity`
+GAP = "gap"  # of `companion.rate_search.gap`; all other measures are those of `heterogeneity`
 JS0 = "js, signed-log"
 SETTINGS = ("steps", "probes", "samples", "seeds")
 
@@ -95,9 +95,12 @@ def placed(table: pd.DataFrame, name: str, heterogeneity: pd.DataFrame) -> pd.Da
     )
     rows = [measure for measure in heterogeneity.index if measure in values.index]
     own = heterogeneity.loc[rows, ["value", "standard_error"]]
-    apart = values.loc[rows].sub(own["value"], axis=0)
-    sure = apart.abs() > 2 * np.hypot(
+    difference = values.loc[rows].sub(own["value"], axis=0)
+    significant = difference.abs() > 2 * np.hypot(
         errors.loc[rows].fillna(0), own["standard_error"].fillna(0).to_numpy()[:, None]
     )
-    counts = {"below": (sure & (apart < 0)).sum(axis=1), "above": (sure & (apart > 0)).sum(axis=1)}
+    counts = {
+        "below": (significant & (difference < 0)).sum(axis=1),
+        "above": (significant & (difference > 0)).sum(axis=1),
+    }
     return own.rename(columns={"value": name}).assign(**counts).join(values.loc[rows])

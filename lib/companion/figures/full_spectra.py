@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from blockspectra.distance import SIGMA, signed_log
-from blockspectra.plotting.style import FAMILY, PAGE, typeset
+from blockspectra.plotting.style import FAMILY, PAGE, legend, panels
 from blockspectra.spectra import Spectra
 from companion.spectrum_similarity import FLOOR, View, normalised
 
@@ -102,8 +102,7 @@ def full_spectra(
         if signed:
             ticks = np.array([-10, -1, 0, 1, 10])
             line[0].set_xticks(signed_log(ticks, FLOOR), ["−10", "", "0", "", "10"])
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
+    legend(figure, axes[0, 0], "lower")
     return figure
 
 
@@ -120,8 +119,8 @@ def stage_distances(matrices: Mapping[str, pd.DataFrame]) -> Figure:
     matrices : mapping
         Title → labelled matrix; labels are "model, stage", a model's stages next to each other.
     """
-    figure, axes = plt.subplots(1, len(matrices), figsize=(PAGE, 2.65), squeeze=False)
-    for ax, (title, matrix) in zip(axes.flat, matrices.items(), strict=True):
+    figure, axes = panels(len(matrices), None, 2.65)
+    for ax, (title, matrix) in zip(axes, matrices.items(), strict=True):
         values = matrix.to_numpy()
         low, high = (10.0**end for end in _decades(values[values > 1e-6]))
         image = ax.imshow(
@@ -131,7 +130,7 @@ def stage_distances(matrices: Mapping[str, pd.DataFrame]) -> Figure:
             interpolation="nearest",
         )
         models = [name.split(", ")[0] for name in matrix.index]
-        names = matrix.index if ax is axes[0, 0] else []
+        names = matrix.index if ax is axes[0] else []
         ax.set_yticks(range(len(names)), names, fontsize=5)
         ax.set_xticks([])
         for edge in (i for i in range(1, len(models)) if models[i] != models[i - 1]):
@@ -161,9 +160,9 @@ def contrast_by_stage(table: pd.DataFrame) -> Figure:
     views = list(dict.fromkeys(table["view"]))
     quantities = list(dict.fromkeys(table["quantity"]))
     stages = list(dict.fromkeys(table["stage"]))
-    figure, axes = plt.subplots(1, len(views), figsize=(PAGE, 2.3), squeeze=False)
+    figure, axes = panels(len(views), None, 2.3)
     styles = [("black", "o-"), ("0.45", "s-"), (FAMILY["MLP-mixer"], "^:"), ("0.7", "d--")]
-    for ax, view in zip(axes.flat, views, strict=True):
+    for ax, view in zip(axes, views, strict=True):
         for i, (quantity, (color, style)) in enumerate(zip(quantities, styles, strict=False)):
             part = table[(table["view"] == view) & (table["quantity"] == quantity)]
             ax.errorbar(
@@ -173,7 +172,7 @@ def contrast_by_stage(table: pd.DataFrame) -> Figure:
                 fmt=style,
                 color=color,
                 ms=3.5,
-                label=typeset(quantity),
+                label=quantity,
             )
         ax.set_yscale("log")
         means = table.loc[table["view"] == view, "mean"]
@@ -181,7 +180,6 @@ def contrast_by_stage(table: pd.DataFrame) -> Figure:
         ax.set_ylim(*(10.0**end for end in _decades(shown)))
         ax.set_xticks(range(len(stages)), stages)
         ax.set(title=view, xlabel="stage of training")
-    axes[0, 0].set_ylabel("JS divergence (nats)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
+    axes[0].set_ylabel("JS divergence (nats)")
+    legend(figure, axes[0], "lower", 2)
     return figure

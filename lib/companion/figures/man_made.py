@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from blockspectra.plotting.style import COLUMN, PAGE
+from blockspectra.plotting.style import COLUMN, legend, panels
 from companion.figures.training import OPTIMIZER
 from companion.training import OPTIMIZERS
 
@@ -48,7 +48,7 @@ def accuracy_against_knob(accuracies: pd.DataFrame, curvature: pd.DataFrame) -> 
         ax.xaxis.set_minor_locator(NullLocator())
     axes[-1].set_xlabel("c: Hessian of a layer / Hessian of the one before")
     figure.align_ylabels()
-    _legend(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -62,16 +62,14 @@ def accuracy_against_spread(table: pd.DataFrame) -> Figure:
         accuracy (share).
     """
     sides = list(dict.fromkeys(table["side"]))
-    figure, axes = plt.subplots(
-        1, len(sides), figsize=(PAGE, 2.3), sharex=True, sharey=True, squeeze=False
-    )
-    for ax, side in zip(axes.flat, sides, strict=True):
+    figure, axes = panels(len(sides), None, 2.3, sharex=True, sharey=True)
+    for ax, side in zip(axes, sides, strict=True):
         _accuracy(ax, table[table["side"] == side], "ratio")
         ax.set(title=side, xscale="log")
         ax.xaxis.set_minor_locator(NullLocator())
     figure.supxlabel("largest rate of a layer / smallest, as on the plain MLP", fontsize=8)
-    axes[0, 0].set_ylabel("test accuracy (%)")
-    _legend(figure, axes[0, 0])
+    axes[0].set_ylabel("test accuracy (%)")
+    legend(figure, axes[0])
     return figure
 
 
@@ -88,16 +86,9 @@ def accuracy_against_rate(table: pd.DataFrame, columns: int = 4) -> Figure:
     """
     values = sorted(set(table["c"]))
     columns = min(columns, len(values))
-    rows = -(-len(values) // columns)
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(PAGE, 1.5 * rows + 0.4),
-        sharex=True,
-        sharey=True,
-        squeeze=False,
-    )
-    for ax, c in zip(axes.flat, values, strict=False):
+    height = 1.5 + 0.4 / -(-len(values) // columns)  # room for what is above and below all rows
+    figure, axes = panels(len(values), columns, height, sharex=True, sharey=True)
+    for ax, c in zip(axes, values, strict=True):
         for name, part in table[table["c"] == c].groupby("optimizer", sort=False):
             color = OPTIMIZER[name]
             search, best = part[part["part"] == "search"], part[part["part"] == "best"]
@@ -111,13 +102,11 @@ def accuracy_against_rate(table: pd.DataFrame, columns: int = 4) -> Figure:
         ax.set(title=f"c = {c:g}", xscale="log")
         ax.xaxis.set_major_locator(LogLocator(numticks=5))
         ax.xaxis.set_minor_locator(NullLocator())
-    for ax in axes.flat[max(0, len(values) - columns) : len(values)]:
+    for ax in axes[-columns:]:
         ax.tick_params(labelbottom=True)  # also where the panel below is left out
-    for ax in axes.flat[len(values) :]:
-        ax.set_visible(False)
     figure.supxlabel("largest learning rate", fontsize=8)
     figure.supylabel("test accuracy (%)", fontsize=8)
-    _legend(figure, axes.flat[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -128,8 +117,3 @@ def _accuracy(ax: Axes, table: pd.DataFrame, x: str) -> None:
         color = OPTIMIZER[name]
         ax.plot(by_x["median"], "o-", ms=3, color=color, label=OPTIMIZERS[name].title)
         ax.fill_between(by_x.index, by_x["min"], by_x["max"], color=color, alpha=0.25, linewidth=0)
-
-
-def _legend(figure: Figure, ax: Axes) -> None:
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from blockspectra.plotting.style import PAGE
+from blockspectra.plotting.style import PAGE, legend, panels
 
 #: decades below the largest cell that heat-maps show
 DECADES = 4
@@ -73,25 +73,21 @@ def share_by_stage(table: pd.DataFrame) -> Figure:
     table : DataFrame
         panel, layer, stage, seed, share, permuted; dotted what permuted rows would give.
     """
-    panels = list(dict.fromkeys(table["panel"]))
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(PAGE, 2.2), sharey=True, sharex=True, squeeze=False
-    )
-    for ax, panel in zip(axes.flat, panels, strict=True):
+    titles = list(dict.fromkeys(table["panel"]))
+    figure, axes = panels(len(titles), None, 2.2, sharey=True, sharex=True)
+    for ax, panel in zip(axes, titles, strict=True):
         part = table[table["panel"] == panel].assign(stage=lambda t: t["stage"].astype(str))
         shared = {"x": "stage", "hue": "layer", "linestyles": "-", "ax": ax, "lw": 1.0, "ms": 4}
-        sns.pointplot(part, y="share", errorbar=("se", 2), legend=ax is axes[0, 0], **shared)
+        sns.pointplot(part, y="share", errorbar=("se", 2), legend=ax is axes[0], **shared)
         shared |= {"linestyles": ":", "legend": False, "markers": ""}
         sns.pointplot(part, y="permuted", errorbar=None, **shared)
         ax.axhline(0.9, color="0.4", linewidth=0.8, linestyle="--")
         ax.set(title=panel, xlabel="% of training", ylabel="share in the blocks", ylim=(0, 1.02))
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    axes[0, 0].get_legend().remove()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    legend(figure, axes[0], "lower", 3)
     return figure
 
 
-def outside_by_classes(table: pd.DataFrame, panels: Mapping[str, tuple[str, str]]) -> Figure:
+def outside_by_classes(table: pd.DataFrame, shown: Mapping[str, tuple[str, str]]) -> Figure:
     """Share of the mass outside the diagonal blocks against the number of classes.
 
     Parameters
@@ -99,14 +95,12 @@ def outside_by_classes(table: pd.DataFrame, panels: Mapping[str, tuple[str, str]
     table : DataFrame
         task, loss, layer, classes, seed, share, permuted; dotted what permuted rows would give,
         grey what even predictions give in the output layer, 1 / classes.
-    panels : mapping
-        Title → (loss, layer).
+    shown : mapping
+        Title of a panel → (loss, layer).
     """
-    figure, axes = plt.subplots(
-        1, len(panels), figsize=(PAGE, 2.3), sharey=True, sharex=True, squeeze=False
-    )
+    figure, axes = panels(len(shown), None, 2.3, sharey=True, sharex=True)
     tasks = [task for task in ("images", "text", "gaussian") if task in set(table["task"])]
-    for ax, (title, (loss, layer)) in zip(axes.flat, panels.items(), strict=True):
+    for ax, (title, (loss, layer)) in zip(axes, shown.items(), strict=True):
         part = table[(table["loss"] == loss) & (table["layer"] == layer)]
         for i, task in enumerate(tasks):
             one = part[part["task"] == task].groupby("classes")[["share", "permuted"]]
@@ -123,7 +117,6 @@ def outside_by_classes(table: pd.DataFrame, panels: Mapping[str, tuple[str, str]
         ax.set(title=title, xlabel="classes", xscale="log", yscale="log")
         ax.set_xticks([2, 10, 100], ["2", "10", "100"])
         ax.minorticks_off()
-    axes[0, 0].set_ylabel("share outside the blocks")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(tasks), frameon=False)
+    axes[0].set_ylabel("share outside the blocks")
+    legend(figure, axes[0], "lower")
     return figure

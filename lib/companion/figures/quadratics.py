@@ -5,20 +5,18 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from blockspectra.plotting.style import COLUMN, PAGE, legend_above, typeset
+from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE, legend, panels, typeset
 
-_COLORBLIND = sns.color_palette("colorblind")
 METHOD = {  # name → (label, colour)
-    "gd": ("GD", _COLORBLIND[7]),
-    "momentum": ("GD with momentum", _COLORBLIND[4]),
-    "frozen": ("Adam, β₁ = 0, β₂ = 1", _COLORBLIND[2]),
+    "gd": ("GD", COLORBLIND[7]),
+    "momentum": ("GD with momentum", COLORBLIND[4]),
+    "frozen": ("Adam, β₁ = 0, β₂ = 1", COLORBLIND[2]),
     "adam": ("Adam, β = (0.9, 0.999)", "0.15"),
-    "sign": ("sign descent", _COLORBLIND[5]),
+    "sign": ("sign descent", COLORBLIND[5]),
 }
 
 
@@ -31,21 +29,17 @@ def gradient_norms(curves: pd.DataFrame) -> Figure:
         case (title of the panel), optimizer (a key of `METHOD`), step, low, median, high.
     """
     cases = list(dict.fromkeys(curves["case"]))
-    figure, axes = plt.subplots(
-        2, -(-len(cases) // 2), figsize=(PAGE, 4.2), sharex=True, sharey=True, squeeze=False
-    )
-    for ax, case in zip(axes.flat, cases, strict=False):
+    figure, axes = panels(len(cases), -(-len(cases) // 2), 2.1, sharex=True, sharey=True)
+    for ax, case in zip(axes, cases, strict=True):
         part = curves[curves["case"] == case]
         for name, (label, color) in METHOD.items():
             _band(ax, part[part["optimizer"] == name], label, color)
         ax.set_title(case)
         ax.set(xscale="log", yscale="log", ylim=(3e-8, 30))
         _sparse(ax)
-    for ax in axes.flat[len(cases) :]:
-        ax.set_visible(False)
     figure.supxlabel("iteration", fontsize=8)
     figure.supylabel("gradient norm / its first", fontsize=8)
-    legend_above(figure, axes.flat[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -68,20 +62,20 @@ def steps_by_case(counts: pd.DataFrame, xlabel: str) -> Figure:
             height = row + shift + rng.uniform(-0.1, 0.1, len(part))
             ax.plot(part[name], height, ".", ms=3, alpha=0.4, color=color, mew=0)
             ends = row + shift - 0.17, row + shift + 0.17
+            label = "" if row else label
             ax.plot([part[name].median()] * 2, ends, color=color, linewidth=2, label=label)
     ax.set_yticks(range(len(cases)), cases)
     ax.set_ylim(len(cases) - 0.5, -0.5)
     ax.set(xscale="log", xlabel=xlabel)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.grid(False, axis="y")
-    handles, labels = ax.get_legend_handles_labels()
-    figure.legend(handles[:2], labels[:2], loc="outside upper center", ncols=2, frameon=False)
+    legend(figure, ax)
     return figure
 
 
 def scatter(
     table: pd.DataFrame,
-    panels: Mapping[str, tuple[str, str]],
+    columns: Mapping[str, tuple[str, str]],
     *,
     x: str,
     hue: str,
@@ -93,23 +87,20 @@ def scatter(
     ----------
     table : DataFrame
         Tidy: columns ``x``, ``hue`` and one a panel.
-    panels : mapping
-        Column → (title, label of the y axis with its unit).
+    columns : mapping
+        Column of a panel → (title, label of the y axis with its unit).
     x, hue, xlabel : str
         Columns, and the label of the x axis.
     """
-    figure, axes = plt.subplots(1, len(panels), figsize=(PAGE, 2.6), squeeze=False)
-    for ax, (column, (title, label)) in zip(axes.flat, panels.items(), strict=True):
-        for (name, part), color in zip(table.groupby(hue, sort=False), _COLORBLIND, strict=False):
+    figure, axes = panels(len(columns), None, 2.6)
+    for ax, (column, (title, label)) in zip(axes, columns.items(), strict=True):
+        for (name, part), color in zip(table.groupby(hue, sort=False), COLORBLIND, strict=False):
             ax.plot(part[x], part[column], ".", ms=3, mew=0, alpha=0.5, color=color, label=name)
         names = {"title": title, "xlabel": xlabel, "ylabel": label}
         ax.set(**{key: typeset(name) for key, name in names.items()})
         ax.set(xscale="log", yscale="log")
         _sparse(ax)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles, labels, loc="outside upper center", ncols=4, frameon=False, markerscale=3
-    )
+    legend(figure, axes[0], ncols=4, markerscale=3)
     return figure
 
 
@@ -123,7 +114,7 @@ def gd_bound(contractions: pd.DataFrame, gaps: pd.DataFrame, bounds: Mapping[str
     bounds : mapping
         Label → the factor that the gap keeps at least.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(PAGE, 2.5))
+    figure, (left, right) = panels(2, None, 2.5)
     shrinking = contractions[contractions["ratio"] < 1]
     left.plot(shrinking["share"], 1 - shrinking["ratio"], color=METHOD["gd"][1], label="measured")
     for (label, bound), style in zip(bounds.items(), ("--", ":"), strict=True):
@@ -136,7 +127,7 @@ def gd_bound(contractions: pd.DataFrame, gaps: pd.DataFrame, bounds: Mapping[str
     left.legend(loc="lower center")
     styles: dict[str, tuple] = {
         "from the worst start": (METHOD["gd"][1], "-"),
-        "from Gaussian starts": (_COLORBLIND[0], "-"),
+        "from Gaussian starts": (COLORBLIND[0], "-"),
         "bound with the square": ("0.2", "--"),
         "bound without it": ("0.2", ":"),
     }
@@ -156,21 +147,21 @@ def adam_bound(curves: pd.DataFrame) -> Figure:
         case, curve ("measured", "bound with r", "bound with r²"), step, low, median, high.
     """
     cases = sorted(set(curves["case"]))
-    figure, axes = plt.subplots(1, len(cases), figsize=(PAGE, 2.4), sharey=True, squeeze=False)
+    figure, axes = panels(len(cases), None, 2.4, sharey=True)
     styles = {
         "measured": (METHOD["frozen"][1], "-"),
         "bound with r": ("0.2", "--"),
-        "bound with r²": (_COLORBLIND[0], ":"),
+        "bound with r²": (COLORBLIND[0], ":"),
     }
-    for ax, case in zip(axes.flat, cases, strict=True):
+    for ax, case in zip(axes, cases, strict=True):
         for name, (color, style) in styles.items():
             part = curves[(curves["case"] == case) & (curves["curve"] == name)]
             _band(ax, part, name, color, style)
         ax.set_title(f"Case {case}")
         ax.set(xscale="log", yscale="log", ylim=(1e-12, 3), xlabel="iteration")
         _sparse(ax)
-    axes[0, 0].set_ylabel("gap / its first")
-    legend_above(figure, axes[0, 0])
+    axes[0].set_ylabel("gap / its first")
+    legend(figure, axes[0])
     return figure
 
 
@@ -185,7 +176,7 @@ def ratio_distribution(table: pd.DataFrame, threshold: float, share: float) -> F
         Those of the published statement, drawn as lines.
     """
     figure, ax = plt.subplots(figsize=(COLUMN, 2.3))
-    for (case, part), color in zip(table.groupby("case"), _COLORBLIND, strict=False):
+    for (case, part), color in zip(table.groupby("case"), COLORBLIND, strict=False):
         for power, style in ((1, "-"), (2, "--")):
             values = np.sort(part["ratio"].to_numpy() ** power)
             label = f"Case {case}, {'r' if power == 1 else 'r²'}"
@@ -210,22 +201,17 @@ def limit_cycle(table: pd.DataFrame) -> Figure:
         beta2, start, step, distance (|w|/(η/2)).
     """
     betas = sorted(set(table["beta2"]))
-    figure, axes = plt.subplots(
-        1, len(betas), figsize=(PAGE, 2.3), sharex=True, sharey=True, squeeze=False
-    )
-    for ax, beta2 in zip(axes.flat, betas, strict=True):
+    figure, axes = panels(len(betas), None, 2.3, sharex=True, sharey=True)
+    for ax, beta2 in zip(axes, betas, strict=True):
         part = table[table["beta2"] == beta2]
-        for (start, one), color in zip(part.groupby("start"), _COLORBLIND, strict=False):
-            ax.plot(
-                one["step"], one["distance"].clip(lower=1e-300), color=color, label=f"{start:g}"
-            )
+        for (start, one), color in zip(part.groupby("start"), COLORBLIND, strict=False):
+            label = f"from w⁰ = {start:g}"
+            ax.plot(one["step"], one["distance"].clip(lower=1e-300), color=color, label=label)
         ax.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
         ax.set_title(f"β₂ = {beta2:g}")
         ax.set(yscale="log", ylim=(1e-160, 1e10), xlabel="iteration")
-    axes[0, 0].set_ylabel("|w| / (η/2)")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    labels = [f"from w⁰ = {label}" for label in labels]
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    axes[0].set_ylabel("|w| / (η/2)")
+    legend(figure, axes[0])
     return figure
 
 

@@ -2,18 +2,16 @@
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 
-from blockspectra.plotting.style import PAGE, legend_above, panels
+from blockspectra.plotting.style import COLORBLIND, PAGE, legend, panels
 from companion.training import OPTIMIZERS
 
-_COLORBLIND = sns.color_palette("colorblind")
 OPTIMIZER = {  # colours of families and of optimizers do not meet
-    "sgd": _COLORBLIND[7],
-    "momentum": _COLORBLIND[4],
-    "adam": _COLORBLIND[2],
-    "adamw": _COLORBLIND[2],
+    "sgd": COLORBLIND[7],
+    "momentum": COLORBLIND[4],
+    "adam": COLORBLIND[2],
+    "adamw": COLORBLIND[2],
 }
 
 
@@ -45,7 +43,7 @@ def training_curves(table: pd.DataFrame, columns: int = 3) -> Figure:
         ax.set_title(panel)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("training loss (nats)", fontsize=8)
-    legend_above(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 
@@ -91,7 +89,7 @@ def rate_search(table: pd.DataFrame, columns: int = 3) -> Figure:
         ax.set_title(panel)
     figure.supxlabel("largest learning rate", fontsize=8)
     figure.supylabel("final training loss (nats)", fontsize=8)
-    legend_above(figure, axes[0])
+    legend(figure, axes[0])
     return figure
 
 

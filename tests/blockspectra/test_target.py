@@ -1,21 +1,15 @@
-"""Only this file sees a target of chapter 12 that fails with a stack instead of a sentence.
+"""Only this file sees a target that fails with a stack instead of a sentence.
 
-Also one that is found in the wrong folder, or by the library and not by papermill.
+Also one that is found in the wrong folder.
 """
 
-import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from blockspectra.diagnosis.target import TargetError, load_problem
 from blockspectra.problem import Problem
-from companion.chapter import ParameterError
-from companion.target import load_problem
 
-CHAPTER = Path(__file__).parents[2] / "notebooks" / "12_your_model.ipynb"
 GOOD = """
 import torch
 from beside import width
@@ -96,40 +90,12 @@ def test_a_file_in_another_folder_is_found_with_what_lies_beside_it(folder, monk
     ],
 )
 def test_what_is_wrong_is_told_in_one_line(target, sentence):
-    with pytest.raises(ParameterError, match=sentence) as caught:
+    with pytest.raises(TargetError, match=sentence) as caught:
         load_problem(target)
     assert "\n" not in str(caught.value)
     assert caught.value.__cause__ is None
 
 
-def papermill(folder, target):
-    """Run the chapter from a folder outside the repository."""
-    command = [sys.executable, "-m", "papermill", str(CHAPTER), "out.ipynb", "--no-progress-bar"]
-    return subprocess.run(
-        [*command, "-p", "target", target, "-p", "preset", "smoke", "-p", "probes", "2"],
-        cwd=folder,
-        env=os.environ | {"BLOCKSPECTRA_RESULTS": str(folder / "store")},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
-
-
-class TestPapermill:
-    def test_measures_a_target_of_the_working_folder(self, folder):
-        result = papermill(folder, "mine_to_measure:make_problem")
-        assert result.returncode == 0, result.stderr
-        own = folder / "store" / "smoke" / "own"  # never what the preset's run leaves
-        content = json.loads((own / "diagnosis" / "diagnosis.json").read_text(encoding="utf-8"))
-        assert [(row["block"], row["size"]) for row in content["blocks"]] == [("0", 12), ("2", 6)]
-        assert (own / "diagnosis" / "diagnosis.html").exists()
-        manifest = json.loads((own / "manifests" / "12_your_model.json").read_text())
-        assert manifest["parameters"]["target"] == "mine_to_measure:make_problem"
-
-    def test_a_model_without_a_second_block_is_told_in_one_line(self, folder):
-        result = papermill(folder, "mine_to_measure:single")
-        assert result.returncode
-        last = result.stderr.strip().splitlines()[-1]
-        assert last.startswith(
-            "ParameterError: Heterogeneity compares blocks, and this model has 1"
-        )
+def test_a_file_named_like_an_installed_module_is_still_the_file(folder):
+    (folder / "json.py").write_text("from mine_to_measure import make_problem, single\n")
+    assert isinstance(load_problem("json.py:single"), Problem)

@@ -1,0 +1,114 @@
+"""Sees an uncertainty that is too small: rows of one group counted as independent.
+
+Also a correlation that looks surer than a handful of models can make it.
+"""
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+
+from blockspectra.statistics import Estimate, bootstrap, critical_value, rank_correlation
+
+
+def grouped(groups, rows, within=0.0, seed=0):
+    """Standard normal group means, each repeated over its rows with some noise."""
+    rng = np.random.default_rng(seed)
+    means = rng.standard_normal(groups).repeat(rows)
+    values = means + within * rng.standard_normal(groups * rows)
+    return pd.DataFrame({"group": np.arange(groups).repeat(rows), "value": values})
+
+
+def mean(table):
+    return table["value"].mean()
+
+
+@pytest.mark.parametrize("rows", [1, 30])
+def test_error_of_a_mean_is_that_over_groups_however_many_rows_they_have(rows):
+    table = grouped(100, rows)
+    found = bootstrap(table, mean, group="group", draws=2000)
+    assert found.mean == table["value"].mean()
+    means = table.groupby("group")["value"].mean()
+    assert found.standard_error == pytest.approx(means.std() / 10, rel=0.06)
+
+
+def test_noise_within_groups_averages_out():
+    found = bootstrap(grouped(100, 100, within=1.0), mean, group="group", draws=1000)
+    assert found.standard_error == pytest.approx(0.1, rel=0.2)  # 0.01 if rows were independent
+
+
+def test_error_of_a_median_is_its_own():
+    table = pd.DataFrame({"group": range(2000), "value": np.random.default_rng(1).random(2000)})
+    found = bootstrap(table, lambda t: t["value"].median(), group="group", draws=1000)
+    assert found.standard_error == pytest.approx(0.5 / 2000**0.5, rel=0.2)
+
+
+def test_is_seeded_and_does_not_depend_on_the_order_of_the_index():
+    table = grouped(10, 3, within=1.0)
+    first = bootstrap(table, mean, group="group")
+    assert bootstrap(table.set_index(table.index[::-1]), mean, group="group") == first
+    assert bootstrap(table, mean, group="group", seed=1) != first
+
+
+def test_a_single_group_and_a_statistic_that_is_not_finite_have_no_error():
+    table = grouped(5, 2)
+    assert np.isnan(bootstrap(table[table["group"] == 0], mean, group="group").standard_error)
+    infinite = bootstrap(table.assign(value=np.inf), mean, group="group")
+    assert infinite.mean == np.inf
+    assert np.isnan(infinite.standard_error)
+
+
+def exactly(values):
+    return [Estimate(v, 0.0) for v in values]
+
+
+@given(st.lists(st.integers(0, 5), min_size=3, max_size=8), st.integers(0, 100))
+def test_the_value_is_scipys(values, seed):
+    other = np.random.default_rng(seed).permutation(len(values))
+    found = rank_correlation(exactly(values), exactly(other), draws=50).value
+    if len(set(values)) > 1:
+        assert found == pytest.approx(spearmanr(values, other).statistic)
+    else:
+        assert np.isnan(found)
+
+
+def test_exact_numbers_have_no_noise_but_six_models_are_few():
+    found = rank_correlation(exactly(range(6)), exactly([0, 2, 1, 3, 5, 4]))
+    assert found.noise == pytest.approx(0, abs=1e-9)
+    assert found.error > 0.1
+    assert -1 <= found.low < found.value < found.high <= 1
+
+
+def test_errors_beyond_the_differences_drown_the_order():
+    loud = [Estimate(v, 100.0) for v in range(6)]
+    assert rank_correlation(loud, exactly(range(6))).noise == pytest.approx(0.447, abs=0.03)
+    # 1/√(n − 1): the deviation of ρ without any relation
+
+
+def test_an_unknown_error_counts_as_none():
+    unknown = [Estimate(v, float("nan")) for v in range(6)]
+    assert rank_correlation(unknown, unknown).noise == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("models", "value"), [(4, 1.0), (5, 0.9), (6, 0.829), (7, 0.714)])
+def test_critical_values_are_those_of_the_tables(models, value):
+    assert critical_value(models) == pytest.approx(value, abs=1e-3)
+
+
+def test_three_models_can_never_show_anything():
+    assert critical_value(3) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda: rank_correlation(exactly([1, 2]), exactly([1, 2])), "three or more models"),
+        (lambda: rank_correlation(exactly([1, 2, 3]), exactly([1, 2])), "not 3 and 2"),
+        (lambda: critical_value(9), "Give 3 to 8 models, not 9"),
+    ],
+)
+def test_what_cannot_be_correlated_is_refused(call, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        call()
