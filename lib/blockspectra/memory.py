@@ -7,6 +7,7 @@ import psutil
 import torch
 
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+PLANNED = 0.8  # share of what is left that is planned with: allocators keep some of what is freed
 
 
 def in_bytes(memory: str | int) -> int:
@@ -38,18 +39,16 @@ def in_use(device: torch.device) -> int:
 
 
 def available(memory: str | int | None, device: torch.device) -> int:
-    """Bytes that this process may still take; negative where it holds too much already.
+    """Bytes to plan with, four fifths of what is left; negative where too much is in use already.
 
     Parameters
     ----------
     memory : str, int or None
-        What the whole process may use (on a GPU: its tensors there). None: nine tenths of what is
-        free.
+        What the whole process may use (on a GPU: its tensors there). None: all that is free.
     device : torch.device
     """
-    if memory is not None:
-        return in_bytes(memory) - in_use(device)
-    return int(0.9 * free(device))
+    left = free(device) if memory is None else in_bytes(memory) - in_use(device)
+    return int(PLANNED * left)
 
 
 def free(device: torch.device) -> int:

@@ -81,8 +81,8 @@ def block_spectra(
         eigenvalues do not; see `Lanczos`.
     memory : str or int, optional
         What the whole process may use, such as ``"4GiB"``; on a GPU, its tensors there. By
-        default nine tenths of what is free. To stay within it, each batch's graph is made again
-        at each step, and blocks and probes are taken in turn.
+        default what is free. Where it is short, each batch's graph is made again at each step,
+        and blocks and probes are taken in turn.
     checkpoint : path, optional
         A folder in which every finished probe is stored. A killed call goes on from it when made
         again, to the same bits; the folder can be deleted afterwards.

@@ -7,7 +7,7 @@ import numpy as np
 
 from blockspectra.problem import Problem, cross_entropy
 from blockspectra.slq import full_spectrum
-from blockspectra.spectra import Spectra
+from blockspectra.spectra import Spectra, concat
 from companion import datasets
 from companion.setups import setup
 from companion.store import Store
@@ -136,7 +136,7 @@ class Stages:
                     f"{made.title} diverges when trained by {self.optimizer} at rate "
                     f"{self.rate:g}: lower the rate."
                 )
-            result = join(list(found.values()), list(found))
+            result = concat(list(found.values()), list(found))
             result.meta.update(
                 about,
                 title=made.title,
@@ -149,26 +149,3 @@ class Stages:
             return result
 
         return store.get(f"stages-{self.model}", about, compute)
-
-
-def join(parts: Sequence[Spectra], names: Sequence[str]) -> Spectra:
-    """Put spectra of equal numbers of probes and steps side by side, under new names.
-
-    Parameters
-    ----------
-    parts : sequence of Spectra
-        At least one.
-    names : sequence of str
-        One for each block of each part, in their order.
-
-    Raises
-    ------
-    ValueError
-        If names are given twice, or their number is not that of the blocks.
-    """
-    sizes = [size for part in parts for size in part.sizes]
-    if len(names) != len(sizes) or len(set(names)) < len(names):
-        raise ValueError(f"Give a name of its own to each of the {len(sizes)} spectra: {names}.")
-    arrays = ("alpha", "beta", "taken", "orthogonality")
-    joined = (np.concatenate([getattr(part, key) for part in parts]) for key in arrays)
-    return Spectra(list(names), sizes, *joined)
