@@ -86,8 +86,8 @@ def estimate(
         )
         for block in blocks:
             if (kind := tuple(map(id, block.parameters))) not in product:
-                vector = torch.randn(block.size, device=device)
-                product[kind] = _seconds(lambda b=block, v=vector: graph.product(b, v), device)
+                given = block, torch.randn(block.size, device=device)
+                product[kind] = _seconds(lambda p=graph.product, g=given: p(*g), device)
         nbytes = graph.nbytes()
         kept = nbytes * (batches + SCRATCH) + need <= room
         del graph  # there may be room for one alone

@@ -179,7 +179,9 @@ def run_bytes(size: int, steps: int, basis: torch.dtype | None) -> int:
     return size * (8 * VECTORS + (min(steps, size) * basis.itemsize if basis is not None else 0))
 
 
-def lanczos(matvec: Callable[[Tensor], Tensor], start: Tensor, steps: int, **options) -> Tridiagonal:
+def lanczos(
+    matvec: Callable[[Tensor], Tensor], start: Tensor, steps: int, **options
+) -> Tridiagonal:
     """Run Lanczos on a batch of start vectors to its end.
 
     Parameters

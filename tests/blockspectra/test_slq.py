@@ -161,7 +161,7 @@ def test_an_allocation_that_fails_all_the_same_is_one_sentence(error, monkeypatc
 
     monkeypatch.setattr(slq, "Lanczos", fail)
     problem = two_matrices(1)
-    with pytest.raises(OutOfMemory, match="no memory for 9 Lanczos steps with Block.*fewer steps"):
+    with pytest.raises(OutOfMemory, match=r"no memory for 9 Lanczos steps with Block.*fewer steps"):
         block_spectra(problem, partition(problem.model), steps=9)
 
 
@@ -245,7 +245,7 @@ def test_one_probe_is_enough_where_it_finds_all_eigenvalues():
     problem.batches = [(x.double(), y) for x, y in problem.batches]
     first, last = partition(problem.model)
     spectra = block_spectra(problem, [first, last], tolerance=1e-6, steps=30, probes=5)
-    # the last matrix has several eigenvalues 0, for logits may all be shifted: how many, is not known
+    # logits may all be shifted, so the last matrix has eigenvalues 0, and how many is not known
     assert spectra.counts.tolist() == [1, 2]
     exact = torch.linalg.eigvalsh(dense_hessian(problem, first)).numpy()
     np.testing.assert_allclose(spectra.nodes(0)[0], exact, atol=1e-8)

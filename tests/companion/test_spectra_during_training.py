@@ -10,7 +10,7 @@ import copy
 import numpy as np
 import pytest
 
-from blockspectra import Problem, Spectra, full_spectrum
+from blockspectra import Problem, full_spectrum
 from blockspectra.problem import cross_entropy
 from companion import datasets
 from companion.experiments.spectra_during_training import Stages

@@ -1,6 +1,5 @@
 """The full Hessian spectrum of a model at several stages of its training."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
