@@ -7,7 +7,7 @@ script's own group, which may be NCCL.
 
 import math
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, Self
 
@@ -55,14 +55,13 @@ class Ranks:
         self.split, self.cuda = split, device is not None and device.type == "cuda"
         self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if split else (0, 1)
         self.parts, self.neighbours = self.size if split == "batches" else 1, 1
-        self.place = socket.gethostname()
-        if self.cuda and split:
-            self.place += str(torch.cuda.get_device_properties(device).uuid)
+        gpu = torch.cuda.get_device_properties(device).uuid if self.cuda and split else None
+        self._place = f"{socket.gethostname()} {gpu}"
 
     def __enter__(self) -> Self:
         if self.split:
             self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
-            self.neighbours = self.gather(self.place).count(self.place)
+            self.neighbours = self.gather(self._place).count(self._place)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -70,13 +69,7 @@ class Ranks:
             dist.destroy_process_group(self.__dict__.pop("_group"))
 
     def share(self, batches: Sequence[Any]) -> list[Any]:
-        """Return the batches that this rank has to multiply with.
-
-        Raises
-        ------
-        ValueError
-            On every rank alike, if there are fewer batches than ranks.
-        """
+        """Return the batches of this rank; ValueError on every rank if there are too few."""
         if len(batches) < self.parts:
             raise ValueError(
                 f"ranks='batches' with {self.size} ranks needs as many batches, not "
@@ -90,20 +83,17 @@ class Ranks:
 
     def gather(self, thing: Any) -> list[Any]:
         """Return what all ranks give, in their order."""
-        if not self.split:
-            return [thing]
-        every = [None] * self.size
-        self._wait(dist.all_gather_object, every, thing)
+        every = [thing] * self.size
+        if self.split:
+            self._wait(dist.all_gather_object, every, thing)
         return every
 
-    def agree(self, about: dict[str, Any]) -> None:
-        """Refuse to go on where ranks differ in what must be the same on all of them.
+    def least(self, number: Any) -> Any:
+        """Return the least that ranks with other batches have: they go on in step with it."""
+        return min(self.gather(number)) if self.parts > 1 else number
 
-        Raises
-        ------
-        ValueError
-            On every rank alike, if anything differs from rank 0: numbers by more than rounding.
-        """
+    def agree(self, about: dict[str, Any]) -> None:
+        """Raise a ValueError on every rank if one differs from rank 0 by more than rounding."""
         first, *others = self.gather(about)
         for rank, other in enumerate(others, start=1):
             if differ := [key for key in first if not _alike(first[key], other.get(key))]:
@@ -111,10 +101,6 @@ class Ranks:
                     f"Rank {rank} differs from rank 0 in {', '.join(differ)}: give every rank the "
                     f"same model, weights, batches in the same order, and arguments."
                 )
-
-    def least(self, number: Any) -> Any:
-        """Return the least that ranks with other batches have; they go on in step with it."""
-        return min(self.gather(number)) if self.parts > 1 else number
 
     def sum(self, products: list[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Sum products over the ranks with other batches, in place; all get the same bits.
@@ -135,7 +121,7 @@ class Ranks:
             return products
         firsts = float(sum(vector.flatten()[0] for vector in vectors))
         here = torch.zeros(self.size, 3, dtype=torch.float64)
-        here[self.rank] = torch.tensor([len(vectors), sum(map(torch.numel, vectors)), firsts])
+        here[self.rank] = here.new_tensor([len(vectors), sum(map(torch.numel, vectors)), firsts])
         self._wait(dist.all_reduce, here)  # by gloo: a rank that has failed is noticed here
         if not torch.allclose(here, here[:1], 1e-6, 1e-9):
             raise ValueError(
@@ -148,7 +134,7 @@ class Ranks:
             dist.all_reduce(product) if nccl else self._wait(dist.all_reduce, product)
         return products
 
-    def _wait(self, collective: Any, *arguments: Any) -> None:
+    def _wait(self, collective: Callable, *arguments: Any) -> None:
         try:
             collective(*arguments, group=self._group)
         except RuntimeError as error:
@@ -160,6 +146,5 @@ class Ranks:
 
 
 def _alike(first: Any, other: Any) -> bool:
-    if isinstance(first, float) and isinstance(other, float):
-        return math.isclose(first, other, rel_tol=1e-6)
-    return first == other
+    floats = isinstance(first, float) and isinstance(other, float)
+    return math.isclose(first, other, rel_tol=1e-6) if floats else first == other

@@ -134,20 +134,19 @@ def block_spectra(
         graph = checked(problem, parameters_of(blocks))
         about = _about(problem, blocks, seed) | {"loss": graph.loss.item()}
         about["settings"] = [steps, tolerance, basis, team.parts]
-        team.agree(about | {"ranks": ranks})
+        team.agree(about | {"ranks": ranks, "checkpoint": checkpoint is not None})
         if checkpoint is not None:
             writes = team.parts == 1 or team.rank == 0
             checkpoints = Checkpoints(checkpoint, about, writes=writes)
             results = {key: run for key, run in checkpoints.found.items() if key[1] < probes}
-        if team.parts > 1:
-            team.agree({"checkpoint": sorted(results)})
-            graph = graph if team.rank == 0 else None  # other ranks have other batches
+            if team.parts > 1:  # ranks take the steps of one run together
+                team.agree({"checkpoint": sorted(results)})
         hessians = BlockHessians(problem, blocks, known=graph, budget=room - need, ranks=team)
         del graph  # so that `hessians` alone decides whether to keep it
         graphs = len(team.share(problem.batches)) if hessians.kept else 1
-        room = team.least(room - graphs * hessians.nbytes)
+        room = team.least(room - graphs * hessians.nbytes)  # for runs and products
         scratch = int(SCRATCH * hessians.nbytes)
-        # products of small models leave a GPU waiting for the next launch
+        # one probe after the other would leave a GPU waiting for launches, where models are small
         at_once = probes if device.type == "cuda" and probes * (need + scratch) <= room else 1
         room -= at_once * scratch
         most = sum(min(steps, block.size) for block in blocks) * probes
