@@ -36,7 +36,7 @@ endif
 .PHONY: help reproduce test lab figures full site notebooks results bench constraints clean
 
 help:
-	@echo 'make reproduce    run every chapter, write build/index.html, print the claims (PRESET=smoke|laptop|paper, CORES=2, GPUS=1)'
+	@echo 'make reproduce    run every chapter, write build/report/PRESET/index.html, print the claims (PRESET=smoke|laptop, CORES=2)'
 	@echo 'make test         lint, import rules, unit tests, and the notebooks against their committed outputs'
 	@echo 'make lab          open the notebooks in JupyterLab (LAB_ARGS="--no-browser --port 8890")'
 	@echo 'make figures      draw every figure again from committed results, into build/figures/'

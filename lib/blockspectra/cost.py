@@ -8,13 +8,10 @@ import torch
 
 from blockspectra.blocks import Block
 from blockspectra.gradient_graph import GradientGraph, checked
-from blockspectra.lanczos import Lanczos
-from blockspectra.memory import at_most, in_bytes, in_use, readable
+from blockspectra.lanczos import BASES, Lanczos, basis_name, run_bytes
+from blockspectra.memory import available, in_use, readable
 from blockspectra.problem import Problem
 from blockspectra.products import SCRATCH, parameters_of
-from blockspectra.slq import BASES, known_basis, probe_vector
-from blockspectra.units import run_bytes
-from blockspectra.workers import Workers
 
 RECURRENCE = 5  # passes over a vector that a Lanczos step makes beside those over its basis
 SAMPLE = 2**20  # numbers in the vectors that Lanczos itself is timed with
@@ -63,8 +60,7 @@ def estimate(
     """Time one product for each parameter that blocks lie in, and add up.
 
     Blocks of the same parameters (heads, neurons) cost the same. The first batch stands for all;
-    under a tolerance this is the most that can be needed, but for the memory of eigenvectors: at
-    most that of the Lanczos basis once more.
+    under a tolerance this is the most that can be needed.
 
     Parameters
     ----------
@@ -76,49 +72,38 @@ def estimate(
     Cost
         Print it.
     """
-    device, basis = blocks[0].parameters[0].device, known_basis(basis, blocks)
-    before, budget = in_use(device), in_bytes(memory, device)
+    device = blocks[0].parameters[0].device
+    dtype = BASES[basis_name(basis, blocks[0].parameters[0].dtype)]
+    before, room = in_use(device), available(memory, device)
     parameters = parameters_of(blocks)
     every = [p for p in problem.model.parameters() if p.requires_grad]
-    batch, batches, taken = problem.batches[0], len(problem.batches), {}
+    batch, batches, product = problem.batches[0], len(problem.batches), {}
+    need = max(run_bytes(block.size, steps, dtype) for block in blocks)
     with problem.curvature_mode():
         graph = checked(problem, parameters)
         gradient = _seconds(
             lambda: torch.autograd.grad(problem.value(batch), every, allow_unused=True), device
         )
-        nbytes = graph.nbytes()
-        kept = nbytes * (batches + SCRATCH) <= budget - before
-        workers = Workers.fitting(
-            device,
-            int(nbytes * SCRATCH),
-            nbytes * batches,
-            at_most(memory, device) // 2 if len(blocks) * probes > 1 else 0,
-            budget - before - nbytes * (batches if kept else 1),
-        )
         for block in blocks:
-            if (kind := tuple(map(id, block.parameters))) not in taken:
-                vector = probe_vector(0, block.name, 0, block.size).to(device)
-                same = [block] * workers.count, [vector] * workers.count
-                passed = _seconds(lambda same=same: workers.map(graph.product, *same), device)
-                taken[kind] = passed / workers.count
-        if not kept:
-            del graph  # there may be room for one alone
-            made = _seconds(lambda: GradientGraph(problem, batch, parameters), device, repeats=1)
-    size = max(block.size for block in blocks)
-    per_number = _lanczos_seconds(size, BASES[basis], device, workers)
+            if (kind := tuple(map(id, block.parameters))) not in product:
+                given = block, torch.randn(block.size, device=device)
+                product[kind] = _seconds(lambda p=graph.product, g=given: p(*g), device)
+        nbytes = graph.nbytes()
+        kept = nbytes * (batches + SCRATCH) + need <= room
+        del graph  # there may be room for one alone
+        made = 0 if kept else _seconds(lambda: GradientGraph(problem, batch, parameters), device, 1)
+    per_number = _lanczos_seconds(max(block.size for block in blocks), dtype, device)
     seconds = 0.0
     for block in blocks:
         m = min(steps, block.size)
-        rows = RECURRENCE + (m / 2 if basis != "none" else 0)
-        product = batches * taken[tuple(map(id, block.parameters))]
-        seconds += probes * m * (product + rows * block.size * per_number)
-    need = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
+        rows = RECURRENCE + (m / 2 if dtype is not None else 0)
+        one = batches * product[tuple(map(id, block.parameters))]
+        seconds += probes * m * (one + rows * block.size * per_number)
     total = sum(min(steps, block.size) for block in blocks) * probes
-    if not kept:  # all runs of a chunk share a graph that is made again for each batch
-        left = budget - before - nbytes * (1 + SCRATCH * workers.count)
-        side_by_side = max(1, left // need)
+    if not kept:  # all runs side by side share a graph that is made again for each batch
+        side_by_side = max(1, (room - nbytes * (1 + SCRATCH)) // need)
         seconds += made * batches * max(steps, total / side_by_side)
-    peak = before + nbytes * (batches if kept else 1) + workers.count * (nbytes * SCRATCH + need)
+    peak = before + nbytes * ((batches if kept else 1) + SCRATCH) + need
     return Cost(total * batches, seconds, gradient, int(peak))
 
 
@@ -134,19 +119,16 @@ def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 2)
     return min(times)
 
 
-def _lanczos_seconds(
-    size: int, basis: torch.dtype | None, device: torch.device, workers: Workers
-) -> float:
+def _lanczos_seconds(size: int, basis: torch.dtype | None, device: torch.device) -> float:
     """Seconds of Lanczos itself for each number in each row of the basis that a step touches."""
     steps = 8
     size = max(4 * steps, min(size, SAMPLE))  # a smaller space could be exhausted before
     start, *vectors = torch.randn(1 + steps, size, dtype=torch.float32, device=device)
 
-    def run(_: int) -> None:
+    def run() -> None:
         lanczos = Lanczos(start, steps, basis=basis)
         for vector in vectors:  # what a product would be is of no consequence
             lanczos.absorb(vector)
 
     rows = sum(RECURRENCE + (j if basis is not None else 0) for j in range(1, steps + 1))
-    passed = _seconds(lambda: workers.map(run, range(workers.count)), device)
-    return passed / (workers.count * rows * size)
+    return _seconds(run, device) / (rows * size)

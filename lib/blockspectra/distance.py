@@ -6,15 +6,19 @@ Jensen–Shannon divergence in nats cannot exceed :math:`\ln 2 ≈ 0.693`, so it
 behaves like the same sum over *densities* without the bin width, kept here as ``measure="sum"``.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 
-from blockspectra.smoothing import bin_mass
+from blockspectra.quadrature import bin_mass
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import Estimate, jackknife
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AXES = ("signed-log", "raw")
 MEASURES = ("js", "sqrt", "sum", "w1")
@@ -140,6 +144,8 @@ def js_matrix(spectra: Spectra, *, measure: str = "js", **grid) -> pd.DataFrame:
     Jensen–Shannon divergence in nats on the signed-log axis by default; see `pairwise` for the
     measures and `shares` for axis, σ and scale.
     """
+    import pandas as pd  # slow to import
+
     binned = shares(spectra, **grid)
     matrix = pairwise(np.nanmean(binned.mass, 1), binned.width, measure)
     return pd.DataFrame(matrix, index=spectra.names, columns=spectra.names)
@@ -219,6 +225,8 @@ def shift_divergence(decades: float, sigma: float = SIGMA["signed-log"]) -> floa
 
 def heterogeneity(spectra: Spectra) -> pd.DataFrame:
     """Every measure of heterogeneity: rows are measures, columns value, standard_error and unit."""
+    import pandas as pd
+
     units = {"js": "nats", "sqrt": "√nats", "sum": "1 (moves with the grid)"}
     rows = {}
     for axis in AXES:

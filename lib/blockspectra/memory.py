@@ -1,47 +1,28 @@
-"""How much memory there is, how much is in use."""
+"""How much memory there is, and how much is in use."""
 
-import ctypes
 import re
-import sys
 from pathlib import Path
 
 import psutil
 import torch
 
 UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+PLANNED = 0.8  # share of what is left that is planned with: allocators keep some of what is freed
 
 
-def in_bytes(memory: str | int | None, device: torch.device) -> int:
-    """Turn a budget such as ``"4GiB"`` into bytes.
-
-    Parameters
-    ----------
-    memory : str, int or None
-        For the whole process (on a GPU: for its tensors there). None: nine tenths of what is free,
-        beside what is in use already.
-    device : torch.device
+def in_bytes(memory: str | int) -> int:
+    """Turn an amount such as ``"4GiB"`` into bytes.
 
     Raises
     ------
     ValueError
         If it is no amount of memory.
     """
-    if memory is None:
-        return in_use(device, trim=False) + int(0.9 * free(device))
     found = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]i?B)?\s*", str(memory))
     try:
         return int(float(found[1]) * UNITS[found[2] or ""])
     except (TypeError, ValueError):
         raise ValueError(f"memory={memory!r} is no amount: write it like '4GiB'.") from None
-
-
-def at_most(memory: str | int | None, device: torch.device) -> int:
-    """Turn a budget into bytes, the same at each call: None is all that there is, in use or not."""
-    if memory is not None:
-        return in_bytes(memory, device)
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    return min([psutil.virtual_memory().total, *(most for most, _ in groups())])
 
 
 def readable(size: float) -> str:
@@ -50,21 +31,24 @@ def readable(size: float) -> str:
     return f"{size / UNITS[unit]:.1f} {unit}"
 
 
-def in_use(device: torch.device, *, trim: bool = True) -> int:
-    """Bytes that this process holds now: resident on a CPU, of living tensors on a GPU.
+def in_use(device: torch.device) -> int:
+    """Bytes that this process holds now: resident on a CPU, of living tensors on a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    return psutil.Process().memory_info().rss
+
+
+def available(memory: str | int | None, device: torch.device) -> int:
+    """Bytes to plan with, four fifths of what is left; negative where too much is in use already.
 
     Parameters
     ----------
+    memory : str, int or None
+        What the whole process may use (on a GPU: its tensors there). None: all that is free.
     device : torch.device
-    trim : bool
-        Have what was freed returned to the system first. Without, it is counted too, where the
-        system is Linux; with, it has to be asked for again, which slows the next product down.
     """
-    if device.type == "cuda":
-        return torch.cuda.memory_allocated(device)
-    if trim and sys.platform == "linux":  # glibc keeps what is freed
-        getattr(ctypes.CDLL(None), "malloc_trim", int)(0)
-    return psutil.Process().memory_info().rss
+    left = free(device) if memory is None else in_bytes(memory) - in_use(device)
+    return int(PLANNED * left)
 
 
 def free(device: torch.device) -> int:

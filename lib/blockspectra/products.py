@@ -20,7 +20,6 @@ from blockspectra.double_backward import OutOfMemory, ProblemError
 from blockspectra.gradient_graph import GradientGraph, checked
 from blockspectra.memory import readable
 from blockspectra.problem import Problem
-from blockspectra.workers import Workers
 
 SCRATCH = 2.0  # what a product needs beside the graph, as a share of it; measured: 0.4 to 1.9
 
@@ -31,10 +30,6 @@ class BlockHessians:
     One forward and one backward a batch are done once and kept for all products, where that fits
     the budget; otherwise they are done again for each list of products, once for all blocks and
     vectors in it. The results are the same to the bit on a CPU.
-
-    On a CPU with several threads, the products of a list are made side by side by one thread each,
-    where graphs are large enough for that to be faster and there is ``room``. Results are then
-    those of one thread to the bit, with however many workers the budget leaves room for.
 
     Parameters
     ----------
@@ -47,9 +42,6 @@ class BlockHessians:
         not made again. The caller lets go of it.
     budget : int, optional
         Bytes for graphs and for what products need beside them; no bound if None.
-    room : int
-        Bytes that graphs and products of all threads may take to be made side by side; unlike
-        ``budget`` the same in each run, for the bits depend on it. By default they are not.
     ranks : Ranks, optional
         The processes that share the batches; by default this one has them all.
 
@@ -57,8 +49,6 @@ class BlockHessians:
     ----------
     kept : bool
         Whether all graphs are kept.
-    workers : Workers
-        Those that make the products.
 
     Raises
     ------
@@ -75,7 +65,6 @@ class BlockHessians:
         *,
         known: GradientGraph | None = None,
         budget: int | None = None,
-        room: int = 0,
         ranks: Ranks | None = None,
     ):
         self.problem, self.ranks = problem, ranks or Ranks()
@@ -91,24 +80,9 @@ class BlockHessians:
                 f"for them: use smaller batches, or raise `memory`."
             )
         fits = budget is None or self.nbytes * (len(self.batches) + SCRATCH) <= budget
-        self.kept = bool(self.ranks.least(fits))  # what is multiplied together depends on it
-        held = self.nbytes * (len(self.batches) if self.kept else 1)
-        self.workers = Workers.fitting(
-            self.parameters[0].device,
-            int(self.nbytes * SCRATCH),
-            self.nbytes * len(self.batches),
-            room,
-            None if budget is None else budget - held,
-        )
-        self.workers.limit(self.ranks.least(self.workers.count))
+        self.kept = self.ranks.least(fits)  # the same on all ranks: they sum products in step
         self.graphs = graphs if self.kept else []
-        try:
-            self.graphs += map(self._graph, others if self.kept else [])
-        except OutOfMemory:
-            if self.ranks.parts > 1:
-                raise  # the others keep theirs
-            del graphs, known
-            self.drop()
+        self.graphs += map(self._graph, others if self.kept else [])
 
     def products(self, wanted: Sequence[tuple[Block, Tensor]]) -> list[Tensor]:
         """Blocks of the Hessian times vectors, each batch's graph used for all of them in turn.
@@ -123,17 +97,14 @@ class BlockHessians:
         list of Tensor
             In the parameters' dtype; float64 sums where there are several batches.
         """
-        if self.kept and self.ranks.parts == 1:
-            return self.workers.map(self.kept_product, *zip(*wanted, strict=True))
+        if self.kept and len(self.graphs) == self.ranks.parts == 1:
+            return [self.graphs[0].product(block, vector) for block, vector in wanted]
         totals = [0.0] * len(wanted)
         for i, (batch, weight) in enumerate(self.batches):
             graph = self.graphs[i] if self.kept else self._graph((batch, weight))
-
-            def added(total, pair, weight=weight, graph=graph):
-                return total + weight * graph.product(*pair).double()
-
-            totals = self.workers.map(added, totals, wanted)
-            del graph, added  # before the next one is made
+            for k, (block, vector) in enumerate(wanted):
+                totals[k] = totals[k] + weight * graph.product(block, vector).double()
+            del graph  # before the next one is made
         totals = self.ranks.sum(totals, [vector for _, vector in wanted])
         return [
             t.to(block.parameters[0].dtype) for t, (block, _) in zip(totals, wanted, strict=True)
@@ -142,16 +113,6 @@ class BlockHessians:
     def product(self, block: Block, vector: Tensor) -> Tensor:
         """One block of the Hessian times a vector."""
         return self.products([(block, vector)])[0]
-
-    def kept_product(self, block: Block, vector: Tensor) -> Tensor:
-        """Make one product in the thread that calls; all graphs are kept, here."""
-        if len(self.graphs) == 1:
-            return self.graphs[0].product(block, vector)
-        weighted = zip(self.graphs, self.batches, strict=True)
-        total = sum(
-            weight * graph.product(block, vector).double() for graph, (_, weight) in weighted
-        )
-        return total.to(block.parameters[0].dtype)
 
     def drop(self) -> None:
         """Keep the graphs no longer: from now on they are made again for each list of products."""

@@ -1,38 +1,37 @@
-"""Stochastic Lanczos quadrature: blockwise and full Hessian spectra of a problem."""
+"""Stochastic Lanczos quadrature: blockwise and full Hessian spectra of a problem.
+
+Read from `block_spectra` down: a queue of probe batches, Lanczos steps with as many of them as fit
+side by side, a result for each probe, until no block needs more probes.
+"""
 
 import hashlib
 import os
 import sys
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from blockspectra.blocks import Block, whole
+from blockspectra.checkpoints import Checkpoints
 from blockspectra.distributed import Ranks
 from blockspectra.double_backward import OutOfMemory
 from blockspectra.gradient_graph import checked
-from blockspectra.journal import Journal
-from blockspectra.lockstep import Lockstep
-from blockspectra.memory import at_most, in_bytes, in_use, readable
-from blockspectra.probing import Probing
+from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
+from blockspectra.memory import available, in_use, readable
 from blockspectra.problem import Problem
-from blockspectra.products import BlockHessians, parameters_of
+from blockspectra.products import SCRATCH, BlockHessians, parameters_of
 from blockspectra.spectra import Spectra
-from blockspectra.units import Unit, run_bytes
+from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
 
-BASES = {
-    "float64": torch.float64,
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "none": None,
-}
-TOGETHER = {True: "more gain nothing on a CPU", False: "a GPU waits for launches"}
-CHECKED = 1000  # numbers of each block's first probe that ranks compare
+CHECKED = 1000  # numbers of each block's first probe that ranks and checkpoints compare
 
 
 def block_spectra(
@@ -44,7 +43,6 @@ def block_spectra(
     seed: int = 0,
     tolerance: float | None = None,
     basis: str = "auto",
-    together: int | None = None,
     memory: str | int | None = None,
     checkpoint: str | Path | None = None,
     ranks: str | None = None,
@@ -55,9 +53,7 @@ def block_spectra(
     The cost is one gradient a batch, then ``len(blocks) × probes × steps`` products; a block's
     costs about half a gradient on average, the full one about two. A block's result depends on
     (seed, its name, the probe's number) alone: not on the other blocks, their order, or how many
-    probes there are, and on a CPU not on having been killed and resumed. (Its last bits depend on
-    how many threads a product is made by: one where several are made side by side, which takes
-    more than one run, a large model and half of ``memory``; all otherwise.)
+    probes there are, and on a CPU not on having been killed and made again.
 
     Parameters
     ----------
@@ -76,22 +72,20 @@ def block_spectra(
         Take only as many steps and probes as each block needs, at most ``steps`` and ``probes``
         and at least two probes unless one finds all eigenvalues: until the estimated error, a
         Wasserstein-1 distance in units of the block's root mean square eigenvalue, is below this.
-        The spectra are deflated, further probes are kept off the eigenvectors that a block's first
-        one has found (see `known`; a first run needs twice the memory of its basis for them), and
-        ``meta["error"]`` says for each block what was reached; see `stopping`.
-    basis : {"auto", "float64", "float32", "bfloat16", "none"}
-        In what the Lanczos basis is kept, ``steps × size`` numbers a run. ``auto`` takes the
-        model's own precision: nothing of a product is known beyond it. ``none`` keeps none and
-        does not re-orthogonalise: densities survive that, single eigenvalues do not; see `Lanczos`.
-    together : int, optional
-        Probes taken in one product by vmap. By default 1 on a CPU, where more gain nothing
-        (measured), and all on a GPU, where small models are bound by the launching of kernels.
+        The spectra are deflated, and ``meta["error"]`` says for each block what was reached (by
+        steps, by probes); see `stopping`.
+    basis : {"auto", "float64", "float32", "none"}
+        Type of the Lanczos basis, ``steps × size`` numbers a run. ``auto`` takes the model's own
+        precision: nothing of a product is known beyond it. ``none`` keeps no basis and does not
+        re-orthogonalise, for full spectra of large models: densities survive that, single
+        eigenvalues do not; see `Lanczos`.
     memory : str or int, optional
         What the whole process may use, such as ``"4GiB"``; on a GPU, its tensors there. By
-        default what is free. Blocks, probes and batches are taken in turns to stay within it.
+        default what is free. Where it is short, each batch's graph is made again at each step,
+        and blocks and probes are taken in turn.
     checkpoint : path, optional
-        A folder in which every finished probe is kept, and long ones each minute. A killed call
-        goes on from it when made again; the folder can be deleted afterwards.
+        A folder in which every finished probe is stored. A killed call goes on from it when made
+        again, to the same bits; the folder can be deleted afterwards.
     ranks : {"batches", "blocks"}, optional
         Under ``torchrun``, split batches (products are summed over ranks) or runs over the
         processes of the default group. All ranks must be given the same problem and get the same
@@ -116,82 +110,67 @@ def block_spectra(
         raise ValueError(f"Give at least one block, and each once; got {names[:10]}.")
     if steps < 1 or probes < 1:
         raise ValueError(f"steps and probes must be at least 1, not {steps} and {probes}.")
-    basis = known_basis(basis, blocks)
-    orthogonal = basis in ("float64", "float32")
-    if tolerance is not None and (not tolerance > 0 or not orthogonal or probes < 2):
+    device, dtype = blocks[0].parameters[0].device, blocks[0].parameters[0].dtype
+    basis = basis_name(basis, dtype)
+    if tolerance is not None and (not tolerance > 0 or basis == "none" or probes < 2):
         raise ValueError(
             f"A tolerance must be above 0, and needs probes=2 or more and a basis that stays "
             f"orthogonal: float64 or float32, not {basis}."
         )
-    device = blocks[0].parameters[0].device
-    chosen = "as asked" if together else TOGETHER[device.type == "cpu"]
-    together = together or (1 if device.type == "cpu" else probes)
-    team = Ranks(ranks, device)
-    most = sum(min(steps, block.size) for block in blocks) * probes // team.ways
-    shown = team.rank == 0 and (progress_wanted() if progress is None else progress)
-    bar = tqdm(total=most, unit="step", disable=not shown)
+    settings = Settings(steps, probes, seed, tolerance, BASES[basis])
+    results: dict[tuple[int, int], Tridiagonal] = {}  # by position of the block, and probe
+    checkpoints = None
 
-    def start(unit: Unit) -> torch.Tensor:
-        bar.set_description(unit.block.name)
-        vectors = [probe_vector(seed, unit.block.name, k, unit.block.size) for k in unit.probes]
-        return (vectors[0] if len(vectors) == 1 else torch.stack(vectors)).to(device)
-
-    with team, problem.curvature_mode(), bar:
-        budget = in_bytes(memory, device)
-        if memory is None:  # what is free is for all ranks here
-            held = in_use(device, trim=False)
-            budget = held + (budget - held) // team.neighbours
-        tight = memory is not None  # else what was freed is not worth asking for again
-        if budget < in_use(device, trim=tight):
+    with Ranks(ranks, device) as team, problem.curvature_mode():
+        room = available(memory, device) // (team.neighbours if memory is None else 1)
+        need = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
+        if need > room:
+            largest = max(blocks, key=lambda block: block.size)
             raise OutOfMemory(
-                f"memory={memory!r} is for the whole process, which holds "
-                f"{readable(in_use(device))} already: raise it."
+                f"{steps} Lanczos steps with {largest!r} take {readable(need)}, and "
+                f"{readable(max(0, room))} are left beside the {readable(in_use(device))} in use: "
+                f"take fewer steps, basis='none', or raise `memory`."
             )
-        left = budget - in_use(device, trim=tight)
-        known = checked(problem, parameters_of(blocks))
-        about = _about(problem, blocks, seed) | {"loss": known.loss.item()}
-        about["settings"] = [steps, tolerance, basis, together, team.parts]
-        found = sorted(path.name for path in Path(checkpoint).glob("*")) if checkpoint else []
-        team.agree(about | {"ranks": ranks, "checkpoint": found if team.parts > 1 else None})
-        journal = Journal(checkpoint, about, writes=team.writes) if checkpoint else None
-        if team.rank % team.parts:
-            known = None  # this rank's batches are others
-        least = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
-        least *= 1 if tolerance is None else 2  # eigenvectors too
-        room = at_most(memory, device) // 2 // team.neighbours  # the rest for what is not ours
-        hessians = BlockHessians(
-            problem,
-            blocks,
-            known=known,
-            budget=left - (least if device.type == "cpu" else 0),
-            room=room if len(blocks) * probes > 1 else 0,
-            ranks=team,
-        )
-        del known  # it is theirs, to be kept or not
-        probing = Probing(blocks, steps, probes, tolerance, team.mine, together)
-        lockstep = Lockstep(
-            *(hessians, start, steps, BASES[basis], budget, probing.enough, bar.update),
-            *(probing.take, probing.known_to, probing.learn, journal),
-        )
-        lockstep.run(probing.first())
-        meta = {"steps": steps, "probes": probes, "seed": seed}
-        if tolerance is not None:
-            meta["tolerance"] = tolerance
-        graphs = "kept graphs" if hessians.kept else "a graph made again each step"
-        meta["products"] = f"double backward on {graphs}, {together} at a time ({chosen})"
-        if hessians.workers.single:
-            meta["products"] += ", side by side by one thread each"
-        meta["basis"] = basis
-        return probing.spectra(meta, team.merge)
+        graph = checked(problem, parameters_of(blocks))
+        about = _about(problem, blocks, seed) | {"loss": graph.loss.item()}
+        about["settings"] = [steps, tolerance, basis, team.parts]
+        team.agree(about | {"ranks": ranks, "checkpoint": checkpoint is not None})
+        if checkpoint is not None:
+            writes = team.parts == 1 or team.rank == 0
+            checkpoints = Checkpoints(checkpoint, about, writes=writes)
+            results = {key: run for key, run in checkpoints.found.items() if key[1] < probes}
+            if team.parts > 1:  # ranks take the steps of one run together
+                team.agree({"checkpoint": sorted(results)})
+        hessians = BlockHessians(problem, blocks, known=graph, budget=room - need, ranks=team)
+        del graph  # so that `hessians` alone decides whether to keep it
+        graphs = len(team.share(problem.batches)) if hessians.kept else 1
+        room = team.least(room - graphs * hessians.nbytes)  # for runs and products
+        scratch = int(SCRATCH * hessians.nbytes)
+        # one probe after the other would leave a GPU waiting for launches, where models are small
+        at_once = probes if device.type == "cuda" and probes * (need + scratch) <= room else 1
+        room -= at_once * scratch
+        most = sum(min(steps, block.size) for block in blocks) * probes
+        shown = team.rank == 0 and (progress_wanted() if progress is None else progress)
+        with tqdm(
+            total=most // (team.size if ranks == "blocks" else 1),
+            initial=sum(int(run.taken) for run in results.values()),
+            unit="step",
+            disable=not shown,
+        ) as bar:
+            while queue := deque(_unfinished(blocks, results, settings, team, at_once)):
+                for batch, result in _finished_runs(queue, hessians, settings, room, bar):
+                    for probe, run in batch.split(result):
+                        results[batch.number, probe] = run
+                        if checkpoints:
+                            checkpoints.save(batch.number, probe, run)
+        if ranks == "blocks":
+            results = {key: run for found in team.gather(results) for key, run in found.items()}
 
-
-def known_basis(basis: str, blocks: Sequence[Block]) -> str:
-    """Return the name in `BASES` that a choice comes to; one that is not known is an error."""
-    if basis == "auto":
-        return "float64" if blocks[0].parameters[0].dtype == torch.float64 else "float32"
-    if basis not in BASES:
-        raise ValueError(f"Unknown basis {basis!r}: choose auto, or one of {', '.join(BASES)}.")
-    return basis
+    graphs = "kept graphs" if hessians.kept else "a graph made again each step"
+    meta = {"steps": steps, "probes": probes, "seed": seed}
+    meta |= {} if tolerance is None else {"tolerance": tolerance}
+    meta |= {"products": f"double backward on {graphs}, {at_once} at a time", "basis": basis}
+    return _spectra(blocks, results, tolerance, meta)
 
 
 def full_spectrum(problem: Problem, **settings) -> Spectra:
@@ -202,15 +181,145 @@ def full_spectrum(problem: Problem, **settings) -> Spectra:
     return block_spectra(problem, [whole(problem.model)], **settings)
 
 
+def probe_vector(seed: int, name: str, probe: int, size: int) -> Tensor:
+    """Gaussian start vector, (size,) float64, the same on every machine."""
+    digest = hashlib.sha256(f"{seed}/{name}/{probe}".encode()).digest()
+    return torch.from_numpy(np.random.default_rng(list(digest)).standard_normal(size))
+
+
 def progress_wanted() -> bool:
     """Say whether to show a bar: on a terminal, or where ``BLOCKSPECTRA_PROGRESS=1``."""
     return sys.stderr.isatty() or os.environ.get("BLOCKSPECTRA_PROGRESS") == "1"
 
 
-def probe_vector(seed: int, name: str, probe: int, size: int) -> torch.Tensor:
-    """Gaussian start vector, (size,) float64, the same on every machine."""
-    digest = hashlib.sha256(f"{seed}/{name}/{probe}".encode()).digest()
-    return torch.from_numpy(np.random.default_rng(list(digest)).standard_normal(size))
+@dataclass(frozen=True)
+class ProbeBatch:
+    """Some probes of one block, advanced by one Hessian product."""
+
+    number: int  #: of the block among all
+    block: Block
+    probes: tuple[int, ...]
+
+    def split(self, result: Tridiagonal) -> Iterator[tuple[int, Tridiagonal]]:
+        """Each probe with its own result."""
+        batched = result if len(self.probes) > 1 else [x[None] for x in result]
+        for probe, *row in zip(self.probes, *batched, strict=True):
+            yield probe, Tridiagonal(*row)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `block_spectra` was asked for, as far as runs follow it; ``basis`` is a type or None."""
+
+    steps: int
+    probes: int
+    seed: int
+    tolerance: float | None
+    basis: torch.dtype | None
+
+    def nbytes(self, batch: ProbeBatch) -> int:
+        """Bytes that a run needs."""
+        return len(batch.probes) * run_bytes(batch.block.size, self.steps, self.basis)
+
+    def begin(self, batch: ProbeBatch) -> Lanczos:
+        """Start a run from a vector, or from several as a matrix."""
+        block = batch.block
+        start = [probe_vector(self.seed, block.name, k, block.size) for k in batch.probes]
+        start = torch.stack(start) if len(start) > 1 else start[0]
+        try:
+            return Lanczos(start.to(block.parameters[0].device), self.steps, basis=self.basis)
+        except (RuntimeError, MemoryError) as error:  # an allocation failed
+            raise OutOfMemory(
+                f"There is no memory for {self.steps} Lanczos steps with {block!r}, "
+                f"{readable(self.nbytes(batch))}: take fewer steps, or basis='none'."
+            ) from error
+
+    def should_stop(self, batch: ProbeBatch, run: Lanczos) -> bool:
+        """Whether further steps would save no probes under the tolerance."""
+        if self.tolerance is None or run.step % EVERY:
+            return False
+        rows = (x[..., : run.step].reshape(-1, run.step) for x in (run.alpha, run.beta))
+        pairs = zip(*(x.cpu().numpy() for x in rows), strict=True)
+        return all(enough_steps(*pair, batch.block.size, self.tolerance) for pair in pairs)
+
+    def probes_wanted(self, block: Block, runs: Sequence[Tridiagonal]) -> int:
+        """Probes that a block needs in all, judged by the runs of its first ones."""
+        if self.tolerance is None:
+            return self.probes
+        if not runs:  # one may find all eigenvalues of a small block
+            return 1 if block.size <= self.steps else FEWEST
+        coefficients = (np.stack([run[j].numpy() for run in runs]) for j in range(3))
+        return min(self.probes, probes_wanted(*coefficients, block.size, self.tolerance))
+
+
+def _unfinished(
+    blocks: Sequence[Block],
+    results: Mapping[tuple[int, int], Tridiagonal],
+    settings: Settings,
+    team: Ranks,
+    at_once: int,
+) -> Iterator[ProbeBatch]:
+    """Probe batches that this process has to compute, as far as the results tell."""
+    for i, block in enumerate(blocks):
+        runs, wanted = [], settings.probes_wanted(block, [])
+        while len(runs) < wanted and (i, len(runs)) in results:
+            runs.append(results[i, len(runs)])
+            if len(runs) == wanted:
+                wanted = settings.probes_wanted(block, runs)
+        # under a tolerance, a block's number of probes follows from its own first ones
+        mine = (k for k in range(wanted) if team.mine(i + k if settings.tolerance is None else i))
+        missing = [k for k in mine if (i, k) not in results]
+        for j in range(0, len(missing), at_once):
+            yield ProbeBatch(i, block, tuple(missing[j : j + at_once]))
+
+
+def _finished_runs(
+    queue: deque[ProbeBatch], hessians: BlockHessians, settings: Settings, room: int, bar: tqdm
+) -> Iterator[tuple[ProbeBatch, Tridiagonal]]:
+    """Take Lanczos steps with all batches of a queue; yield each when it is finished.
+
+    With kept graphs they go one after the other, which needs least memory; otherwise as many side
+    by side as fit, so that each batch's graph is made once a step for all of them.
+    """
+    while queue:
+        group = [queue.popleft()]
+        left = room - settings.nbytes(group[0])
+        while not hessians.kept and queue and settings.nbytes(queue[0]) <= left:
+            left -= settings.nbytes(queue[0])
+            group.append(queue.popleft())
+        running = {batch: settings.begin(batch) for batch in group}
+        bar.set_description(group[0].block.name)
+        while running:
+            products = hessians.products([(b.block, run.current) for b, run in running.items()])
+            for batch in list(running):
+                running[batch].absorb(products.pop(0))
+                bar.update(len(batch.probes))
+                if running[batch].done or settings.should_stop(batch, running[batch]):
+                    yield batch, running.pop(batch).result()  # no name is left of the run's basis
+
+
+def _spectra(
+    blocks: Sequence[Block],
+    results: Mapping[tuple[int, int], Tridiagonal],
+    tolerance: float | None,
+    meta: dict,
+) -> Spectra:
+    """Gather the results of all blocks, deflated under a tolerance."""
+    probes = 1 + max(probe for _, probe in results)
+    steps = max(len(run.alpha) if tolerance is None else int(run.taken) for run in results.values())
+    alpha, beta = np.zeros((2, len(blocks), probes, steps))
+    orthogonality, taken = np.zeros((len(blocks), probes)), np.zeros((len(blocks), probes), int)
+    for at, run in results.items():
+        m = min(steps, len(run.alpha))
+        alpha[at][:m], beta[at][:m] = run.alpha[:m], run.beta[:m]
+        taken[at], orthogonality[at] = run.taken, run.orthogonality
+    names, sizes = [block.name for block in blocks], [block.size for block in blocks]
+    spectra = Spectra(names, sizes, alpha, beta, taken, orthogonality, meta)
+    if tolerance is None:
+        return spectra
+    each = zip(alpha, beta, taken, sizes, strict=True)
+    meta["error"] = [list(spectrum_error(*block)) for block in each]
+    return spectra.deflated()
 
 
 def _about(problem: Problem, blocks: Sequence[Block], seed: int) -> dict:

@@ -1,6 +1,6 @@
-"""Spectra of Hessian blocks, kept as Lanczos coefficients.
+"""Spectra of Hessian blocks, stored as Lanczos coefficients.
 
-Only the recurrence coefficients (α, β) are kept: they are small, and every density, moment or
+Only the recurrence coefficients (α, β) are stored: they are small, and every density, moment or
 distance follows from them for any grid and any σ.
 """
 
@@ -10,14 +10,11 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from blockspectra.deflation import ORTHOGONAL, deflated_quadrature
 from blockspectra.files import load_arrays, save_arrays
-from blockspectra.lanczos import gauss_quadrature
-from blockspectra.smoothing import bin_mass
+from blockspectra.quadrature import ORTHOGONAL, bin_mass, deflated_quadrature, gauss_quadrature
 
-ARRAYS = ("alpha", "beta", "taken", "orthogonality", "outside")
+ARRAYS = ("alpha", "beta", "taken", "orthogonality")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +35,6 @@ class Spectra:
         Largest entry of ``|Q Qᵀ − I|`` of each Lanczos basis.
     meta : dict
         Anything that JSON can hold: seed, model, data.
-    outside : ndarray, (block, probe, known)
-        Eigenvalues whose eigenvectors a probe's run was kept off, the rest 0: known exactly from
-        the block's first probe, and not in ``alpha`` and ``beta``. By default there are none.
     """
 
     names: list[str]
@@ -50,11 +44,6 @@ class Spectra:
     taken: np.ndarray
     orthogonality: np.ndarray
     meta: dict = field(default_factory=dict)
-    outside: np.ndarray | None = None
-
-    def __post_init__(self):
-        if self.outside is None:
-            object.__setattr__(self, "outside", np.zeros((*self.taken.shape, 0)))
 
     @property
     def probes(self) -> int:
@@ -78,15 +67,13 @@ class Spectra:
         A missing probe has the nodes of its block's first one, with weights 0: a minimum or
         maximum over nodes and a sum of weights stay right.
         """
-        present, arrays = self.present, (self.alpha, self.beta, self.taken)
+        arrays = self.alpha, self.beta, self.taken
         if self.meta.get("deflated"):
-            nodes, weights = deflated_quadrature(*arrays, self.sizes, self.outside)
+            nodes, weights = deflated_quadrature(*arrays, self.sizes)
         else:
-            nodes, weights = np.zeros_like(self.alpha), np.zeros_like(self.alpha)
-            found = gauss_quadrature(*(torch.from_numpy(x[present]) for x in arrays))
-            nodes[present], weights[present] = (x.numpy() for x in found)
-        blocks, missing = np.nonzero(~present)
-        nodes[blocks, missing] = nodes[blocks, present.argmax(1)[blocks]]
+            nodes, weights = gauss_quadrature(*arrays)
+        blocks, missing = np.nonzero(~self.present)
+        nodes[blocks, missing] = nodes[blocks, self.present.argmax(1)[blocks]]
         return nodes, weights
 
     def index(self, block: int | str) -> int:
@@ -177,19 +164,18 @@ class Spectra:
             bare = self.names[rows[int(np.argmin(present.any(1)))]]
             raise ValueError(f"Block {bare!r} has none of the probes {columns}: keep one it has.")
         pick = np.ix_(rows, [k for k, some in zip(columns, present.any(0), strict=True) if some])
-        return Spectra(
-            [self.names[i] for i in rows],
-            [self.sizes[i] for i in rows],
-            *(x[pick] for x in (self.alpha, self.beta, self.taken, self.orthogonality)),
-            self.meta,
-            self.outside[pick],
+        return replace(
+            self,
+            names=[self.names[i] for i in rows],
+            sizes=[self.sizes[i] for i in rows],
+            **{key: getattr(self, key)[pick] for key in ARRAYS},
         )
 
     def deflated(self) -> "Spectra":
         """Return a copy whose quadrature weighs single eigenvalues that were found exactly.
 
         It has ``meta["deflated"]``, which files keep. Moments and traces are then no longer exact
-        for a probe, but nearer to the block's: see `deflation`.
+        for a probe, but nearer to the block's: see `quadrature`.
 
         Raises
         ------
@@ -207,8 +193,6 @@ class Spectra:
     def save(self, path: str | Path) -> Path:
         """Write to an ``.npz`` without pickle, with a checksum inside; atomic."""
         arrays = {key: getattr(self, key) for key in ARRAYS}
-        if not self.outside.size:
-            del arrays["outside"]
         header = {"names": self.names, "sizes": self.sizes, "meta": self.meta}
         return save_arrays(Path(path), header, arrays)
 
@@ -222,6 +206,40 @@ class Spectra:
             If the file is truncated, altered or not such a file: delete it and compute again.
         """
         header, arrays = load_arrays(Path(path))
-        if set(header) != {"names", "sizes", "meta"} or {*arrays, "outside"} != set(ARRAYS):
+        if set(header) != {"names", "sizes", "meta"} or set(arrays) != set(ARRAYS):
             raise ValueError(f"{path} holds no spectra: delete it and compute it again.")
         return cls(**header, **arrays)
+
+
+def concat(parts: Sequence[Spectra], names: Sequence[str] | None = None) -> Spectra:
+    """Put the blocks of several spectra side by side.
+
+    Parameters
+    ----------
+    parts : sequence of Spectra
+        At least one, all with as many probes and steps.
+    names : sequence of str, optional
+        One for each block of each part, in their order; by default those they have.
+
+    Returns
+    -------
+    Spectra
+        Its ``meta`` holds what all parts have in common.
+
+    Raises
+    ------
+    ValueError
+        If a name is given twice, or parts differ in probes, in steps or in being deflated.
+    """
+    first = parts[0]
+    names = [name for part in parts for name in part.names] if names is None else list(names)
+    sizes = [size for part in parts for size in part.sizes]
+    if len(names) != len(sizes) or len(set(names)) < len(names):
+        raise ValueError(f"Give a name of its own to each of the {len(sizes)} spectra: {names}.")
+    if len({(part.alpha.shape[1:], part.meta.get("deflated", False)) for part in parts}) > 1:
+        raise ValueError(
+            "Spectra differ in probes, in steps or in being deflated: compute them alike."
+        )
+    shared = [item for item in first.meta.items() if all(item in p.meta.items() for p in parts)]
+    arrays = {key: np.concatenate([getattr(part, key) for part in parts]) for key in ARRAYS}
+    return replace(first, names=names, sizes=sizes, meta=dict(shared), **arrays)

@@ -18,14 +18,15 @@ import math
 
 import numpy as np
 
-from blockspectra.deflation import ritz, weighed
+from blockspectra.quadrature import deflate, ritz
 
-NONE = np.zeros(0)
+EVERY = 10  # steps between two looks at whether there are enough
+FEWEST = 2  # probes of a block under a tolerance: with one the spread between them is not known
+BY_STEPS = 0.9  # share of a tolerance that too few steps may take up where more were not allowed:
+# no number of probes makes up for all of it
 
 
-def steps_error(
-    alpha: np.ndarray, beta: np.ndarray, size: int, outside: np.ndarray = NONE
-) -> float:
+def steps_error(alpha: np.ndarray, beta: np.ndarray, size: int) -> float:
     r"""Error of one probe from stopping after m steps, as a share of the rms eigenvalue.
 
     At each Ritz value the exact :math:`F_v` passes between the cumulative weights before and after
@@ -40,32 +41,23 @@ def steps_error(
         The first m coefficients of a run.
     size : int
         Number of parameters of the block.
-    outside : ndarray, (known,) float64
-        Eigenvalues whose eigenvectors the run was kept off: exact, and not its to find.
 
     Returns
     -------
     float
-        0 where the Krylov space is exhausted: in all other dimensions, or with a 0 in ``beta``.
+        0 where the Krylov space is exhausted: after d steps, or with a 0 in ``beta``.
     """
-    if len(alpha) >= size - len(outside) or not beta.all():
+    if len(alpha) >= size or not beta.all():
         return 0.0
     nodes, weights, residuals = ritz(alpha, beta)
     area = np.diff(nodes) * np.sqrt(weights[1:] * weights[:-1]) / 8  # of either half of a gap
     outer = area if len(area) else np.array([np.inf])
     sides = np.stack([np.append(outer[:1], area), np.append(area, outer[-1:])])
     moved = np.minimum(sides, weights * residuals / 2).sum()
-    share = 1 - len(outside) / size
-    return float(share * moved / np.sqrt(share * weights @ nodes**2 + outside @ outside / size))
+    return float(moved / np.sqrt(weights @ nodes**2))
 
 
-def probes_error(
-    alpha: np.ndarray,
-    beta: np.ndarray,
-    taken: np.ndarray,
-    size: int,
-    outside: np.ndarray | None = None,
-) -> float:
+def probes_error(alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int) -> float:
     r"""Error expected from a block's finite number of probes, as a share of the rms eigenvalue.
 
     :math:`\sqrt{2/π} \int \mathrm{sd}\,\hat F(λ)\,dλ`: what a Gaussian error of that standard
@@ -80,15 +72,13 @@ def probes_error(
         Steps that count; 0 for a missing probe.
     size : int
         Number of parameters of the block.
-    outside : ndarray, (probe, known) float64, optional
-        See `weighed`.
     """
-    probes = weighed(alpha, beta, taken, size, outside)
+    probes = deflate(alpha, beta, taken, size)
     grid = np.sort(np.concatenate([run.nodes for run, *_ in probes]))
     variance, square = np.zeros(len(grid)), 0.0
-    for run, exact, weights, known in probes:
-        left = size - len(known) - exact.sum()
-        square += (weights @ run.nodes**2 + known @ known / size) / len(probes)
+    for run, exact, weights in probes:
+        left = size - exact.sum()
+        square += weights @ run.nodes**2 / len(probes)
         if left:
             rest = np.append(0, np.where(exact, 0, weights).cumsum()) * size / left
             below = rest[np.searchsorted(run.nodes, grid, side="right")].clip(0, 1)
@@ -99,12 +89,7 @@ def probes_error(
 
 
 def probes_needed(
-    alpha: np.ndarray,
-    beta: np.ndarray,
-    taken: np.ndarray,
-    size: int,
-    tolerance: float,
-    outside: np.ndarray | None = None,
+    alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int, tolerance: float
 ) -> int:
     """Probes with which `probes_error` would be about ``tolerance``; its other arguments.
 
@@ -115,17 +100,12 @@ def probes_needed(
     """
     if not tolerance > 0:
         raise ValueError(f"A tolerance must be above 0, not {tolerance}.")
-    each = probes_error(alpha, beta, taken, size, outside) ** 2 * np.count_nonzero(taken)
+    each = probes_error(alpha, beta, taken, size) ** 2 * np.count_nonzero(taken)
     return max(1, math.ceil(each / tolerance**2))
 
 
 def enough_steps(
-    alpha: np.ndarray,
-    beta: np.ndarray,
-    size: int,
-    tolerance: float,
-    fewest: int,
-    outside: np.ndarray = NONE,
+    alpha: np.ndarray, beta: np.ndarray, size: int, tolerance: float, fewest: int = FEWEST
 ) -> bool:
     """Say whether further steps of a run would save no probes under a tolerance.
 
@@ -142,13 +122,11 @@ def enough_steps(
     tolerance : float
     fewest : int
         Probes that are taken in any case.
-    outside : ndarray, (known,) float64
-        See `steps_error`.
     """
-    steps = steps_error(alpha, beta, size, outside)
+    steps = steps_error(alpha, beta, size)
     if steps >= tolerance:
         return False
-    one = probes_error(alpha[None], beta[None], np.array([len(alpha)]), size, outside[None])
+    one = probes_error(alpha[None], beta[None], np.array([len(alpha)]), size)
     probes = math.ceil(one**2 / (tolerance**2 - steps**2))
     if probes <= fewest:
         return True
@@ -157,18 +135,28 @@ def enough_steps(
 
 
 def spectrum_error(
-    alpha: np.ndarray,
-    beta: np.ndarray,
-    taken: np.ndarray,
-    size: int,
-    outside: np.ndarray | None = None,
+    alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int
 ) -> tuple[float, float]:
     """Error of a finished block by its steps (the mean over probes) and by its probes.
 
     Arguments as for `probes_error`. By the triangle inequality the whole error is at most about
     their sum.
     """
-    known = np.zeros((len(taken), 0)) if outside is None else outside
-    rows = zip(alpha, beta, taken, known, strict=True)
-    steps = [steps_error(a[:m], b[:m], size, k[k != 0]) for a, b, m, k in rows if m]
-    return float(np.mean(steps)), probes_error(alpha, beta, taken, size, outside)
+    rows = zip(alpha, beta, taken, strict=True)
+    steps = [steps_error(a[:m], b[:m], size) for a, b, m in rows if m]
+    return float(np.mean(steps)), probes_error(alpha, beta, taken, size)
+
+
+def probes_wanted(
+    alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int, tolerance: float
+) -> int:
+    """Probes that a block needs in all under a tolerance, judged by those it has.
+
+    `FEWEST` at least, and those it has, unless one of them knows all eigenvalues.
+    """
+    have = np.count_nonzero(taken)
+    if taken.max() == size:
+        return have
+    by_steps = min(spectrum_error(alpha, beta, taken, size)[0], BY_STEPS * tolerance)
+    left = math.sqrt(tolerance**2 - by_steps**2)
+    return max(have, FEWEST, probes_needed(alpha, beta, taken, size, left))

@@ -8,6 +8,7 @@ of the axis.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,9 +16,8 @@ import numpy as np
 import pandas as pd
 
 from blockspectra.distance import pairwise, shares
-from blockspectra.spectra import Spectra
+from blockspectra.spectra import Spectra, concat
 from blockspectra.statistics import Estimate, combine
-from companion.experiments.spectra_during_training import join
 
 RANK = 10  # the paper's
 FLOOR = 0.1  # c of the signed-log axis, in units of λ₁₀: see `View`
@@ -57,8 +57,7 @@ def ranked(spectra: Spectra, rank: int = RANK) -> np.ndarray:
 def scaled(spectra: Spectra, factors: np.ndarray | float) -> Spectra:
     """Spectra with all eigenvalues multiplied, by one factor or one a block, > 0."""
     each = np.broadcast_to(factors, len(spectra.names))[:, None, None]
-    rest = (spectra.taken, spectra.orthogonality, spectra.meta, spectra.outside * each)
-    return Spectra(spectra.names, spectra.sizes, spectra.alpha * each, spectra.beta * each, *rest)
+    return replace(spectra, alpha=spectra.alpha * each, beta=spectra.beta * each)
 
 
 def normalised(spectra: Spectra) -> Spectra:
@@ -71,8 +70,7 @@ def truncated(spectra: Spectra, steps: int) -> Spectra:
     beta = spectra.beta[..., :steps].copy()
     beta[..., -1] = 0
     taken = np.minimum(spectra.taken, steps)
-    rest = (taken, spectra.orthogonality, spectra.meta, spectra.outside)
-    return Spectra(spectra.names, spectra.sizes, spectra.alpha[..., :steps], beta, *rest)
+    return replace(spectra, alpha=spectra.alpha[..., :steps], beta=beta, taken=taken)
 
 
 class ByCurvature(Spectra):
@@ -113,15 +111,14 @@ class View(NamedTuple):
             for one in measured
             for stage in one.names
         ]
-        pooled = join(measured, names)
+        pooled = concat(measured, names)
         return normalised(pooled) if self.normalise else pooled
 
     def weighed(self, spectra: Spectra) -> Spectra:
         """Spectra whose quadrature counts eigenvalues as this view does."""
         if not self.by_curvature:
             return spectra
-        arrays = (spectra.alpha, spectra.beta, spectra.taken, spectra.orthogonality)
-        return ByCurvature(spectra.names, spectra.sizes, *arrays, spectra.meta)
+        return ByCurvature(**{f.name: getattr(spectra, f.name) for f in fields(Spectra)})
 
     def divergences(self, pooled: Spectra) -> np.ndarray:
         """JS divergence of each two spectra in nats, (block, block)."""
@@ -200,7 +197,7 @@ def _contrast(group: Sequence[Spectra], view: View) -> np.ndarray:
     pooled = view.pooled(group)
     shifted = scaled(pooled, 10**SHIFT)
     marked = [*pooled.names, *(f"{name}, shifted" for name in pooled.names)]
-    matrix = view.divergences(join([pooled, shifted], marked))
+    matrix = view.divergences(concat([pooled, shifted], marked))
     n = len(pooled.names)
     stage = np.tile(range(len(stages)), len(group))
     family = np.repeat([one.meta["family"] for one in group], len(stages))

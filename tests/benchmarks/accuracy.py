@@ -123,7 +123,7 @@ def least(case: Case, target: float, every: Sequence[Spectra], deflate: bool) ->
         parts = [x.deflated() for x in parts] if deflate else parts
         errors = [case.errors(*spectra.quadrature).mean() for spectra in parts]
         if np.mean(errors) + np.std(errors) / max(1, len(errors) - 1) ** 0.5 <= target:
-            return Ours({"steps": steps, "probes": probes, "together": min(2, probes)}, deflate)
+            return Ours({"steps": steps, "probes": probes}, deflate)
     return None
 
 

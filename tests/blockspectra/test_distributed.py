@@ -12,7 +12,6 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,14 +24,12 @@ from blockspectra import (
     block_spectra,
     full_spectrum,
     gradient_graph,
-    journal,
     lanczos,
-    lockstep,
     partition,
     products,
+    slq,
 )
 from blockspectra.distributed import Ranks
-from blockspectra.memory import in_use as memory_in_use
 from blockspectra.spectra import ARRAYS
 
 CALL = {"steps": 8, "probes": 3, "seed": 1}
@@ -139,7 +136,7 @@ def both_ways(rank, settings):
 
 
 def test_ranks_take_the_probes_and_steps_that_one_process_takes_under_a_tolerance(tmp_path):
-    settings = {"tolerance": 0.01, "steps": 8, "probes": 6}
+    settings = {"tolerance": 0.05, "steps": 8, "probes": 6}
     expected = call(0, (3, 1, 2), settings)
     first, second = (taken[taken > 0] for taken in expected[2])
     assert len(first) != len(second)  # else this would show nothing
@@ -151,12 +148,12 @@ def test_ranks_take_the_probes_and_steps_that_one_process_takes_under_a_toleranc
 
 
 def short_of_memory(rank):
-    """Rank 1 has room for one graph of two, and for two runs of six."""
-    if rank == 1:
-        gradient_graph.GradientGraph.nbytes = lambda graph: int(3 * GIB / (1.5 + products.SCRATCH))
-        lockstep.run_bytes = lambda *_: GIB // 5
-    memory = memory_in_use(torch.device("cpu")) + 3 * GIB
-    spectra = measured(problem_of((2, 1, 3, 2)), ranks="batches", memory=memory)
+    """Rank 0 has room for all, rank 1 for one graph of two, and for two runs of six."""
+    gradient_graph.GradientGraph.nbytes = lambda graph: GIB
+    slq.run_bytes = lambda *_: GIB // 5
+    least = (1 + products.SCRATCH + 2 / 5) * GIB
+    slq.available = lambda memory, device: int(least) + 1 if rank else 100 * GIB
+    spectra = measured(problem_of((2, 1, 3, 2)), ranks="batches", memory="named")
     return spectra.meta["products"], arrays(spectra)
 
 
@@ -177,17 +174,13 @@ def test_ranks_without_a_run_wait_for_the_others(tmp_path):
     assert all(same_bits(one, whole_model(0, None)) for one in found)
 
 
-def merged(rank):
-    numbers = torch.zeros(3, dtype=torch.float64)
-    numbers[rank] = (torch.nan, -0.0)[rank]
+def counted(rank):
     with Ranks("blocks", torch.device("cpu")) as ranks:
-        return ranks.merge(numbers).numpy(), ranks.neighbours
+        return ranks.neighbours
 
 
-def test_merging_keeps_every_bit(tmp_path):
-    for numbers, neighbours in in_processes(tmp_path, merged):
-        assert numbers.tobytes() == np.array([np.nan, -0.0, 0.0]).tobytes()
-        assert neighbours == 2
+def test_ranks_know_how_many_share_their_memory(tmp_path):
+    assert in_processes(tmp_path, counted) == [2, 2]
 
 
 # ---- ranks that differ -------------------------------------------------------------------------
@@ -206,8 +199,7 @@ DIFFERENT = {
 def refusals(rank, folder):
     """Each case on rank 1 beside the same call on rank 0; the group must survive all of them."""
     found = {}
-    (folder / "b").mkdir(exist_ok=True)
-    (folder / "b" / "of another machine").touch()
+    measured(problem_of(), ranks="batches", checkpoint=folder / "b")
     for what, (problem, settings) in DIFFERENT.items():
         problem, settings = (problem(), dict(settings)) if rank else (problem_of(), {})
         blocks = partition(problem.model)[settings.pop("blocks", slice(None))]
@@ -237,19 +229,16 @@ def test_a_rank_without_a_batch_is_refused_on_all_of_them(tmp_path):
 
 
 def other_products(rank):
-    """Rank 1 has fewer products, of other sizes, of other vectors, or asks something else."""
+    """Rank 1 has fewer products, of other sizes, or of other vectors."""
     found = []
-    for change in (None, "number", "size", "vector", "kind"):
+    for change in (None, "number", "size", "vector"):
         change = change if rank else None
         vectors = [torch.ones(4 + (change == "size")).double() for _ in range(2)]
         vectors[0] += change == "vector"
         vectors = vectors[: 1 if change == "number" else 2]
         with Ranks("batches", torch.device("cpu")) as ranks:
             try:
-                if change == "kind":
-                    ranks.least(1)
-                else:
-                    found.append(float(ranks.sum([v.clone() for v in vectors], vectors)[0][0]))
+                found.append(float(ranks.sum([v.clone() for v in vectors], vectors)[0][0]))
             except ValueError as error:
                 found.append(str(error))
     return found
@@ -259,22 +248,8 @@ def test_products_that_do_not_belong_together_are_never_summed(tmp_path):
     first, second = in_processes(tmp_path, other_products)
     assert first == second
     assert first[0] == 2.0
-    assert len(first) == 5
+    assert len(first) == 4
     assert all("not at the same products" in sentence for sentence in first[1:])
-
-
-def one_gpu(rank):
-    """As on a machine with one GPU, as far as can be told without any."""
-    dist.get_backend_config = lambda: "cuda:nccl"
-    torch.cuda.get_device_properties = lambda device: SimpleNamespace(uuid="the same")
-    with Ranks("batches", torch.device("cuda")):
-        pass
-
-
-def test_nccl_with_one_gpu_for_two_ranks_is_refused(tmp_path):
-    for error in in_processes(tmp_path, one_gpu):
-        assert isinstance(error, ValueError)
-        assert "LOCAL_RANK" in str(error)
 
 
 @pytest.mark.parametrize(
@@ -327,12 +302,11 @@ def killed(rank, split, folder, after=None):
             os.kill(os.getpid(), signal.SIGKILL)
 
     lanczos.Lanczos.absorb = counted
-    journal.INTERVAL, journal.SHARE = 0, float("inf")  # keep every step
     spectra = measured(problem_of((1,) * 4), ranks=split, checkpoint=folder)
     return len(taken), arrays(spectra)
 
 
-@pytest.mark.parametrize(("split", "left"), [("batches", [28, 28]), ("blocks", [0, 4])])
+@pytest.mark.parametrize(("split", "left"), [("batches", [32, 32]), ("blocks", [0, 8])])
 def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, split, left, monkeypatch):
     (_, expected), _ = in_processes(tmp_path, killed, split, tmp_path / "whole")
     lost, dead = in_processes(tmp_path, killed, split, tmp_path / "kept", 21)
@@ -340,8 +314,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, split, left, monkeypatc
     assert dead is None
     resumed = in_processes(tmp_path, killed, split, tmp_path / "kept")
     assert all(same_bits(found, expected) for _, found in resumed)
-    taken = [steps for steps, _ in resumed]  # of 48, or of 24 each by blocks; one after the kill
-    assert taken in (left, [max(0, steps - 1) for steps in left])
+    assert [steps for steps, _ in resumed] == left  # of 48, or of 24 each by blocks
     if split == "blocks":  # one process finds what ranks have kept
         monkeypatch.delattr(lanczos.Lanczos, "absorb")
         assert same_bits(call(0, (1,) * 4, {"checkpoint": tmp_path / "kept"}), expected)

@@ -6,6 +6,7 @@ Oracle: the dense Hessian of every block of the six tiny models.
 """
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -15,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from blockspectra import Problem, Spectra, block_spectra, full_spectrum, partition, smoothing
+from blockspectra import Problem, Spectra, block_spectra, full_spectrum, partition, quadrature
 from blockspectra.blocks import whole
 from blockspectra.products import dense_hessian
+from blockspectra.quadrature import bin_mass
 from blockspectra.slq import probe_vector
-from blockspectra.smoothing import bin_mass
+from blockspectra.spectra import ARRAYS, concat
 from companion.setups import ARCHITECTURES, setup
 
 MODELS = list(ARCHITECTURES)
@@ -307,7 +309,7 @@ def test_mass_within_windows_is_that_of_every_pair_of_a_node_and_an_edge(sigma, 
     nodes = random.choice(np.append(edges, 2 * random.standard_cauchy(9)), (2, 3, 7))
     weights = random.dirichlet(np.ones(7), (2, 3)) * (random.random((2, 3, 1)) < 0.8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(smoothing, "PAIRS", pairs)
+        patch.setattr(quadrature, "PAIRS", pairs)
         found = bin_mass(nodes, weights, edges, sigma)
     np.testing.assert_allclose(found, dense_mass(nodes, weights, edges, sigma), atol=1e-14)
 
@@ -319,7 +321,7 @@ def test_no_more_pairs_of_a_node_and_a_bin_are_in_memory_than_a_chunk_has(monkey
     nodes = np.linspace(-1, 40, 1000).reshape(1, 10, 100)
     synthetic(nodes).density(np.linspace(-1, 40, 50_000), sigma)
     bins = 18 * sigma / (41 / 50_000)  # that a Gaussian can touch
-    assert max(sizes) <= smoothing.PAIRS + 50_000
+    assert max(sizes) <= quadrature.PAIRS + 50_000
     assert sum(sizes) <= 1000 * (min(bins, 50_000) + 2)
 
 
@@ -411,6 +413,18 @@ def test_any_flipped_bit_is_noticed_or_harmless(tmp_path):
     assert noticed > 0.7 * len(positions)
 
 
+def test_files_are_those_of_version_0_1_0(tmp_path):
+    """Its checksum, written down then: files of that version are read."""
+    alpha = np.arange(4.0).reshape(1, 2, 2)
+    taken, zero = np.full((1, 2), 2), np.zeros((1, 2))
+    sha256 = "f0cf1f5af51ce934cabf6db13841b5ed8f6c04f8aa51146640327642f7cb1b95"
+    spectra = Spectra(["h.β"], [5], alpha, alpha / 3, taken, zero, {"seed": 0})
+    with np.load(spectra.save(tmp_path / "a.npz")) as file:
+        assert set(file) == {"header", *ARRAYS}
+        header = json.loads(str(file["header"]))
+    assert header == {"names": ["h.β"], "sizes": [5], "meta": {"seed": 0}, "sha256": sha256}
+
+
 def test_a_missing_file_stays_a_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         Spectra.load(tmp_path / "none.npz")
@@ -442,9 +456,10 @@ def test_moments_and_traces_follow_from_nodes_and_weights():
 def ragged(spectra, counts):
     """The same without the last probes of each block, as they are stored: all zeros."""
     missing = np.arange(spectra.probes) >= np.array(counts)[:, None]
-    kept = [np.where(missing[..., None], 0, x) for x in (spectra.alpha, spectra.beta)]
-    kept += [np.where(missing, 0, x) for x in (spectra.taken, spectra.orthogonality)]
-    return Spectra(spectra.names, spectra.sizes, *kept, spectra.meta)
+    kept = {key: getattr(spectra, key).copy() for key in ARRAYS}
+    for array in kept.values():
+        array[missing] = 0
+    return replace(spectra, **kept)
 
 
 COUNTS = [3, 1, 2]
@@ -492,7 +507,41 @@ def test_select_leaves_out_probes_that_no_block_has_and_refuses_to_leave_a_block
         uneven.select(probes=[1, 2])
 
 
-# deflation: what it does is in test_deflation.py
+# side by side
+
+
+def test_concat_keeps_order_and_belongings_and_the_meta_that_all_share():
+    first, second = arbitrary(0), arbitrary(1)
+    both = concat([second, first], ["c", "d", "a", "b"])
+    assert (both.names, both.sizes) == (["c", "d", "a", "b"], [5, 6, 5, 6])
+    assert both.meta == {"σ": 1e-5}
+    for key in ARRAYS:
+        parts = np.concatenate([getattr(second, key), getattr(first, key)])
+        assert np.array_equal(getattr(both, key), parts)
+    assert concat([some().select([i]) for i in range(3)]).names == some().names
+
+
+def test_concat_of_deflated_spectra_is_deflated():
+    halves = [some().deflated().select([0]), some().deflated().select([1, 2])]
+    assert np.array_equal(concat(halves).weights(2), some().deflated().weights(2))
+    assert not np.array_equal(concat(halves).weights(2), some().weights(2))
+
+
+@pytest.mark.parametrize(
+    ("others", "names", "sentence"),
+    [
+        (lambda: some(), None, "Give a name of its own to each of the 6 spectra"),
+        (lambda: some(), ["a"], "Give a name of its own to each of the 6 spectra"),
+        (lambda: some().deflated(), list("abcdef"), "differ in probes, in steps or in being"),
+        (lambda: some().select(probes=[0]), list("abcdef"), "differ in probes, in steps or in"),
+    ],
+)
+def test_concat_refuses_what_cannot_stand_side_by_side(others, names, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        concat([some(), others()], names)
+
+
+# deflation: what it does is in test_quadrature.py
 
 
 def test_deflation_outlives_a_file_and_a_choice_of_blocks(tmp_path):

@@ -15,13 +15,16 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
 from blockspectra import partition
-from blockspectra.deflation import deflated_quadrature, ritz
 from blockspectra.lanczos import lanczos
 from blockspectra.products import dense_hessian
+from blockspectra.quadrature import deflated_quadrature, ritz
 from blockspectra.stopping import (
+    BY_STEPS,
+    FEWEST,
     enough_steps,
     probes_error,
     probes_needed,
+    probes_wanted,
     spectrum_error,
     steps_error,
 )
@@ -215,6 +218,26 @@ def test_probes_needed_are_those_that_bring_the_error_down_to_the_tolerance():
     many = probes_needed(alpha, beta, taken, 600, 0.02)
     assert probes_error(*(x[:many] for x in runs_of("a semicircle")[:3]), 600) < 0.0205
     assert probes_needed(np.zeros((1, 1)), np.zeros((1, 1)), np.ones((1,), int), 9, 0.01) == 1
+
+
+def test_probes_wanted_leave_to_the_probes_what_the_steps_have_not_used_up():
+    runs = tuple(x[:4, ...] for x in runs_of("a semicircle")[:3])
+    by_steps, by_probes = spectrum_error(*runs, 600)
+    tolerance = (by_steps**2 + (by_probes / 3) ** 2) ** 0.5
+    assert probes_wanted(*runs, 600, 1.001 * tolerance) == 36
+    assert probes_wanted(*runs, 600, 10.0) == 4  # no fewer than there are
+    assert probes_wanted(*(x[:1] for x in runs), 600, 10.0) == FEWEST
+    # where steps alone exceed the tolerance, probes get a share of it all the same
+    short = [x[..., :10] for x in runs[:2]] + [runs[2].clip(max=10)]
+    tolerance = spectrum_error(*short, 600)[0] / 2
+    left = tolerance * (1 - BY_STEPS**2) ** 0.5
+    assert probes_wanted(*short, 600, tolerance) == probes_needed(*short, 600, left) > 4
+
+
+def test_a_probe_that_knows_all_eigenvalues_wants_no_other():
+    values = torch.from_numpy(np.random.default_rng(0).standard_normal(12))
+    run = lanczos(lambda v: values * v, torch.ones(1, 12, dtype=torch.float64), 12)
+    assert probes_wanted(*(x.numpy() for x in run[:3]), 12, 1e-9) == 1
 
 
 @pytest.mark.parametrize("tolerance", [0, -1.0, float("nan")])

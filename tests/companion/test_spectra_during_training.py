@@ -10,10 +10,10 @@ import copy
 import numpy as np
 import pytest
 
-from blockspectra import Problem, Spectra, full_spectrum
+from blockspectra import Problem, full_spectrum
 from blockspectra.problem import cross_entropy
 from companion import datasets
-from companion.experiments.spectra_during_training import SpectraDuringTraining, join
+from companion.experiments.spectra_during_training import SpectraDuringTraining
 from companion.setups import setup
 from companion.store import Store
 from companion.training import OPTIMIZERS, train
@@ -99,22 +99,3 @@ def test_stages_that_are_none_or_the_same_are_refused(shares):
     job = SpectraDuringTraining("vgg", "momentum", 0.1, training=10, shares=shares)
     with pytest.raises(ValueError, match="shares of the training from 0 to 1"):
         job.moments()
-
-
-def one_block(value, name="a"):
-    alpha = np.full((1, 2, 3), float(value))
-    taken, zero = np.full((1, 2), 3), np.zeros((1, 2))
-    return Spectra([name], [int(value)], alpha, np.zeros_like(alpha), taken, zero)
-
-
-def test_join_keeps_order_and_belongings():
-    joined = join([one_block(3), join([one_block(1), one_block(2)], ["x", "y"])], ["p", "q", "r"])
-    assert (joined.names, joined.sizes) == (["p", "q", "r"], [3, 1, 2])
-    assert joined.alpha[:, 0, 0].tolist() == [3, 1, 2]
-    assert joined.taken.shape == joined.orthogonality.shape == (3, 2)
-
-
-@pytest.mark.parametrize("names", [["p"], ["p", "p"]])
-def test_join_refuses_names_that_do_not_tell_spectra_apart(names):
-    with pytest.raises(ValueError, match="a name of its own to each of the 2 spectra"):
-        join([one_block(1), one_block(2)], names)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from blockspectra import Spectra, js_matrix
 from blockspectra.distance import shift_divergence
 from blockspectra.lanczos import lanczos
-from companion.experiments.spectra_during_training import join
+from blockspectra.spectra import concat
 from companion.spectrum_similarity import (
     COUNTED,
     FLOOR,
@@ -141,7 +141,7 @@ def test_distances_are_means_over_seeds_with_other_seeds_on_the_diagonal():
 
     def js(*parts):
         unit = [normalised(part.select([0])) for part in parts]
-        return js_matrix(join(unit, ["a", "b"]), scale=FLOOR).loc["a", "b"]
+        return js_matrix(concat(unit, ["a", "b"]), scale=FLOOR).loc["a", "b"]
 
     across = [js(measured[4 * s], measured[4 * s + 2]) for s in range(3)]
     assert found.loc["VGG, stage 0", "ViT, stage 0"] == pytest.approx(np.mean(across), rel=1e-2)

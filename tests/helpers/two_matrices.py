@@ -1,10 +1,9 @@
-"""A problem so small that it can be computed hundreds of times, and one way of computing it."""
+"""A problem so small that it can be computed hundreds of times."""
 
 import torch
 from torch import nn
 
 from blockspectra import Problem, cross_entropy
-from blockspectra.products import BlockHessians
 
 
 def two_matrices(batches, seed=0):
@@ -16,14 +15,6 @@ def two_matrices(batches, seed=0):
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
     data = [
         (torch.randn(n, 6, generator=generator), torch.randint(4, (n,), generator=generator))
-        for n in [7, 12, 9][:batches]
+        for n in [28, 48, 36][:batches]
     ]
     return Problem(model, cross_entropy, data)
-
-
-class MadeAgain(BlockHessians):
-    """As where the memory does not do for all graphs."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.drop()

@@ -15,11 +15,11 @@ from scipy.stats import wasserstein_distance
 
 from blockspectra.blocks import Block, partition
 from blockspectra.distance import FLOOR, SIGMA, pairwise, signed_log
-from blockspectra.lanczos import Tridiagonal, gauss_quadrature, lanczos
+from blockspectra.lanczos import Tridiagonal, lanczos
 from blockspectra.problem import Problem, cross_entropy
 from blockspectra.products import dense_hessian
+from blockspectra.quadrature import bin_mass, gauss_quadrature
 from blockspectra.slq import probe_vector
-from blockspectra.spectra import bin_mass
 from companion import datasets
 from companion.datasets.images import PHOTOGRAPHS
 from companion.datasets.sources import digest_of
@@ -172,10 +172,8 @@ def run(
 
 def quadrature(runs: Sequence[Tridiagonal], steps: int) -> tuple[np.ndarray, np.ndarray]:
     """Nodes and weights, (probe, step) each, of the first steps of some runs."""
-    alpha, beta = (torch.stack([getattr(r, k)[:steps] for r in runs]) for k in ("alpha", "beta"))
-    taken = torch.stack([r.taken for r in runs]).clamp(max=steps)
-    nodes, weights = gauss_quadrature(alpha, beta, taken)
-    return nodes.numpy(), weights.numpy()
+    alpha, beta, taken = (np.stack([run[i].numpy() for run in runs]) for i in range(3))
+    return gauss_quadrature(alpha[:, :steps], beta[:, :steps], taken.clip(max=steps))
 
 
 def moment_error(eigenvalues: np.ndarray, steps: int, *, seed: int = 0) -> float:

@@ -1,13 +1,12 @@
 """The full Hessian spectrum of a model at several stages of its training."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from blockspectra.problem import Problem, cross_entropy
 from blockspectra.slq import full_spectrum
-from blockspectra.spectra import Spectra
+from blockspectra.spectra import Spectra, concat
 from companion import datasets, setups
 from companion.setups import setup
 from companion.store import Job, Store
@@ -142,7 +141,7 @@ class SpectraDuringTraining(Job):
                 f"{made.title} diverges when trained by {self.optimizer} at rate "
                 f"{self.rate:g}: lower the rate."
             )
-        result = join(list(measured.values()), list(measured))
+        result = concat(list(measured.values()), list(measured))
         result.meta.update(asdict(self), **made.about, loss=values, training_loss=losses.tolist())
         return result
 
@@ -185,26 +184,3 @@ def jobs(
         for seed in range(seeds)
         for name in setups.names(model)
     ]
-
-
-def join(parts: Sequence[Spectra], names: Sequence[str]) -> Spectra:
-    """Put spectra of equal numbers of probes and steps side by side, under new names.
-
-    Parameters
-    ----------
-    parts : sequence of Spectra
-        At least one.
-    names : sequence of str
-        One for each block of each part, in their order.
-
-    Raises
-    ------
-    ValueError
-        If names are given twice, or their number is not that of the blocks.
-    """
-    sizes = [size for part in parts for size in part.sizes]
-    if len(names) != len(sizes) or len(set(names)) < len(names):
-        raise ValueError(f"Give a name of its own to each of the {len(sizes)} spectra: {names}.")
-    arrays = ("alpha", "beta", "taken", "orthogonality")
-    joined = (np.concatenate([getattr(part, key) for part in parts]) for key in arrays)
-    return Spectra(list(names), sizes, *joined)

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
 from blockspectra import Spectra, partition
-from blockspectra.deflation import deflated_quadrature, ritz, single
-from blockspectra.lanczos import gauss_quadrature, lanczos
+from blockspectra.lanczos import lanczos
 from blockspectra.products import dense_hessian
+from blockspectra.quadrature import deflated_quadrature, gauss_quadrature, ritz, single
 from companion.setups import setup
 
 PROBES = 20
@@ -74,12 +74,10 @@ def distances(eigenvalues, nodes, weights):
 def both(eigenvalues, steps, probes=PROBES, together=1, **settings):
     """Distances of Gauss quadrature and of the deflated one, ``together`` probes at a time."""
     alpha, beta, taken, _ = runs_of(eigenvalues, steps, probes, **settings)
-    gauss = gauss_quadrature(*(torch.from_numpy(x) for x in (alpha, beta, taken)))
+    gauss = gauss_quadrature(alpha, beta, taken)
     groups = [x.reshape(-1, together, *x.shape[1:]) for x in (alpha, beta, taken)]
     deflated = deflated_quadrature(*groups, [len(eigenvalues)] * len(groups[0]))
-    pooled = [
-        [np.asarray(x).reshape(len(groups[0]), -1) for x in pair] for pair in (gauss, deflated)
-    ]
+    pooled = [[x.reshape(len(groups[0]), -1) for x in pair] for pair in (gauss, deflated)]
     return [distances(eigenvalues, nodes, weights).mean() for nodes, weights in pooled]
 
 
@@ -92,7 +90,7 @@ def test_ritz_values_are_the_gauss_nodes_and_an_eigenvalue_is_within_each_residu
     eigenvalues = np.random.default_rng(seed).standard_normal(30) ** 3
     alpha, beta, taken, _ = runs_of(eigenvalues, steps, 1, seed=seed)
     run = ritz(alpha[0], beta[0])
-    nodes, weights = gauss_quadrature(*(torch.from_numpy(x) for x in (alpha, beta, taken)))
+    nodes, weights = gauss_quadrature(alpha, beta, taken)
     np.testing.assert_allclose(run.nodes, nodes[0], atol=1e-12)
     np.testing.assert_allclose(run.weights, weights[0], atol=1e-12)
     away = np.abs(run.nodes[:, None] - eigenvalues).min(1)
@@ -131,8 +129,8 @@ def test_traces_stay_unbiased_and_scatter_far_less():
     eigenvalues = np.append(semicircle(140) + 1, np.geomspace(4, 50, 10))
     alpha, beta, taken, _ = (x.reshape(20, 3, *x.shape[1:]) for x in runs_of(eigenvalues, 30, 60))
     deflated = deflated_quadrature(alpha, beta, taken, [150] * 20)
-    gauss = gauss_quadrature(*(torch.from_numpy(x) for x in (alpha, beta, taken)))
-    means = [np.asarray(n * w).reshape(20, -1).sum(1) / 3 for n, w in (gauss, deflated)]
+    gauss = gauss_quadrature(alpha, beta, taken)
+    means = [(n * w).reshape(20, -1).sum(1) / 3 for n, w in (gauss, deflated)]
     scatter = [mean.std(ddof=1) for mean in means]
     assert scatter[1] < scatter[0] / 5
     for mean, error in zip(means, scatter, strict=True):
@@ -146,7 +144,7 @@ def test_weights_are_those_of_a_probability_and_nodes_stay_where_they_are(steps,
     eigenvalues = random.choice([0.0, 1.0, *random.standard_cauchy(20)], 40)
     alpha, beta, taken, _ = runs_of(eigenvalues, steps, probes, seed=seed)
     nodes, weights = deflated_quadrature(alpha[None], beta[None], taken[None], [40])
-    gauss = gauss_quadrature(*(torch.from_numpy(x) for x in (alpha, beta, taken)))[0]
+    gauss = gauss_quadrature(alpha, beta, taken)[0]
     assert (weights >= 0).all()
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-12)
     np.testing.assert_allclose(nodes[0], gauss, atol=1e-10 * np.abs(eigenvalues).max())

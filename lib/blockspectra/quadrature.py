@@ -1,0 +1,250 @@
+r"""Gauss nodes and weights of Lanczos runs, deflation weights, and smoothing.
+
+**Deflation.** With an orthonormal basis, a Ritz value :math:`θ_i` lies within its residual
+:math:`r_i = |β_m s_{mi}|` of an eigenvalue, :math:`s_i` being its eigenvector of the tridiagonal
+matrix. Where :math:`r_i` is far below the distance to the other Ritz values, the Ritz vector is an
+eigenvector :math:`q_i`. A single eigenvalue is :math:`1/d` of the spectrum of a block of :math:`d`
+parameters; Gauss quadrature gives it :math:`(q_i^\top v)^2`, which scatters as
+:math:`χ^2_1/d`: by 140 % for one start vector :math:`v`. Deflation gives it :math:`1/d`. What is
+left of :math:`v` is uniform on the sphere of the other dimensions, so the other weights keep their
+ratios and share the rest, without bias.
+
+A multiple eigenvalue is found once, with the sum of its weights, and must keep it: structural zeros
+above all. Weights that single eigenvalues would hardly ever have are therefore left as they are.
+
+Source: Golub & Meurant, *Matrices, Moments and Quadrature*, chapter 6; Parlett, *The Symmetric
+Eigenvalue Problem*, chapter 13, for the residual; Chen & Hallman, "Krylov-aware stochastic trace
+estimation", 2023, for deflation by the Krylov space itself.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+ORTHOGONAL = 1e-4  # entries of |Q Qᵀ − I|, at most: above, there may be ghost copies
+PURE = 0.1  # residual / distance to the next Ritz value: sine of an eigenvector's error, at most
+NOISE = 1e-6  # of the largest |λ|: float32 products tell nothing smaller apart, or from zero
+# chances of their weights, if they are single, below which eigenvalues are taken for multiple ones
+RARE = 1e-4  # one eigenvalue, in all probes
+GROUP = 1e-2  # all that were found, in all probes
+BARE = 1e-6  # all that one probe has found: next to nothing is left for the others
+HEAVY = 1.6  # times 1/d that the first two weigh at least: single ones found early reach 1.5
+
+REACH = 9  # σ to either side: beyond, a normal CDF is 0 or 1 to double precision
+PAIRS = 2**19  # of a point and a bin, handled at a time: 40 MB
+
+
+class Ritz(NamedTuple):
+    """Ritz values of one run, ascending; (step,) float64 each."""
+
+    nodes: np.ndarray
+    weights: np.ndarray  #: Gauss weights, sum to 1
+    residuals: np.ndarray  #: an eigenvalue is no further from its node than this
+
+
+def ritz(alpha: np.ndarray, beta: np.ndarray) -> Ritz:
+    """Ritz values after m steps, from the first m coefficients of a run, (m,) each.
+
+    A last ``beta`` of 0 says that the Krylov space is exhausted: every Ritz value is an eigenvalue.
+    """
+    matrix = np.diag(alpha) + np.diag(beta[:-1], 1) + np.diag(beta[:-1], -1)
+    nodes, vectors = np.linalg.eigh(matrix)
+    return Ritz(nodes, vectors[0] ** 2, np.abs(beta[-1] * vectors[-1]))
+
+
+def gauss_quadrature(
+    alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (Ritz values) and weights of the quadrature.
+
+    Parameters
+    ----------
+    alpha, beta : ndarray, (…, m) float64
+    taken : ndarray of int, (…)
+        As in `Tridiagonal`; 0 for a missing probe, whose nodes and weights are 0.
+
+    Returns
+    -------
+    nodes, weights : ndarray, (…, m) float64
+        Nodes ascend; the weights of one run are not negative and sum to 1. Steps after a breakdown
+        repeat the largest node with weight 0, so a minimum or maximum over nodes stays right.
+    """
+    nodes, weights = np.zeros_like(alpha), np.zeros_like(alpha)
+    for i in np.argwhere(taken):
+        i, m = tuple(i), int(taken[tuple(i)])
+        run = ritz(alpha[i][:m], beta[i][:m])
+        nodes[i], weights[i][:m] = run.nodes[-1], run.weights
+        nodes[i][:m] = run.nodes
+    return nodes, weights
+
+
+# deflation
+
+
+def single(runs: Sequence[Ritz], size: int) -> list[np.ndarray]:
+    """Say which Ritz values are single eigenvalues and not zero, (step,) bool for each run.
+
+    Parameters
+    ----------
+    runs : sequence of Ritz
+        The probes of one block: together they tell multiple eigenvalues from single ones better.
+    size : int
+        Number of parameters d. A run of d steps knows all eigenvalues, and how often each occurs.
+    """
+    from scipy.special import chdtrc  # slow to import
+
+    scale = max(np.abs(run.nodes).max() for run in runs)
+    found = [_isolated(run, scale) for run in runs]
+    pooled = np.hstack([np.stack(run)[:, mask] for run, mask in zip(runs, found, strict=True)])
+    likely = _likely(*pooled, NOISE * scale, size)
+    ends = np.cumsum([mask.sum() for mask in found])
+    for mask, part in zip(found, np.split(likely, ends[:-1]), strict=True):
+        mask[mask] = part
+    chances = np.array([_chance(*pair, size) for pair in zip(runs, found, strict=True)])
+    for mask, chance in zip(found, chances, strict=True):
+        mask &= chance > BARE
+    pairs = [pair for pair in zip(runs, found, strict=True) if pair[1].any()]
+    logs = np.log(chances[[mask.any() for mask in found]])
+    heavy = sum(run.weights[f].sum() for run, f in pairs) * size > HEAVY * sum(map(sum, found))
+    if heavy and chdtrc(2 * len(logs), -2 * logs.sum()) < GROUP:  # Fisher's combination
+        found = [np.zeros_like(mask) for mask in found]
+    return [mask | (len(mask) == size) for mask in found]
+
+
+class Deflated(NamedTuple):
+    """Ritz values of one run with deflation weights."""
+
+    run: Ritz
+    exact: np.ndarray  #: which of them are single eigenvalues, of weight 1/d each, (step,) bool
+    weights: np.ndarray  #: of all, (step,); sum to 1
+
+
+def deflate(alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int) -> list[Deflated]:
+    """Weigh the Ritz values of a block's probes, single eigenvalues exactly.
+
+    Parameters
+    ----------
+    alpha, beta : ndarray, (probe, step) float64
+        As in `Tridiagonal`: ``beta[…, taken - 1]`` is the residual, 0 after a breakdown.
+    taken : ndarray of int, (probe,)
+        0 for a missing probe, which is left out.
+    size : int
+        Number of parameters d of the block.
+    """
+    runs = [ritz(a[:m], b[:m]) for a, b, m in zip(alpha, beta, taken, strict=True) if m]
+    found = []
+    for run, exact in zip(runs, single(runs, size), strict=True):
+        rest, others = 1 - exact.sum() / size, np.where(exact, 0, run.weights)
+        scaled = others * (rest / others.sum() if rest > 0 else 0)
+        found.append(Deflated(run, exact, np.where(exact, 1 / size, scaled)))
+    return found
+
+
+def deflated_quadrature(
+    alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, sizes: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights with exact weights for the single eigenvalues that were found.
+
+    Only for runs that were re-orthogonalised: without, ghost copies would count as eigenvalues.
+
+    Parameters
+    ----------
+    alpha, beta : ndarray, (block, probe, step) float64
+    taken : ndarray of int, (block, probe)
+    sizes : sequence of int
+        Numbers of parameters of the blocks.
+
+    Returns
+    -------
+    nodes, weights : ndarray, (block, probe, step) float64
+        As those of `gauss_quadrature`; the nodes are the same.
+    """
+    nodes, weights = np.zeros_like(alpha), np.zeros_like(alpha)
+    for i, size in enumerate(sizes):
+        each = deflate(alpha[i], beta[i], taken[i], size)
+        for k, probe in zip(np.flatnonzero(taken[i]), each, strict=True):
+            m = taken[i, k]
+            nodes[i, k], weights[i, k, :m] = probe.run.nodes[-1], probe.weights
+            nodes[i, k, :m] = probe.run.nodes
+    return nodes, weights
+
+
+def _isolated(run: Ritz, scale: float) -> np.ndarray:
+    """Converged, separate from all others, and not zero; (step,) bool."""
+    steps = np.diff(run.nodes, prepend=-np.inf, append=np.inf)
+    gaps = np.minimum(steps[1:], steps[:-1])
+    separate = np.minimum(gaps, np.abs(run.nodes)) > NOISE * scale
+    return separate & (run.residuals <= PURE * gaps)
+
+
+def _likely(
+    nodes: np.ndarray, weights: np.ndarray, residuals: np.ndarray, noise: float, size: int
+) -> np.ndarray:
+    """Whether what all probes see of an eigenvalue may well be χ²₁/d each; (node,) bool."""
+    from scipy.special import chdtrc
+
+    order = np.argsort(nodes)
+    reach = residuals[order] + noise / 2
+    new = np.diff(nodes[order], prepend=np.nan) > np.append(0, reach[1:] + reach[:-1])
+    which = np.empty(len(nodes), dtype=np.int64)
+    which[order] = new.cumsum()
+    times, total = np.bincount(which), np.bincount(which, size * weights)
+    return ((chdtrc(times, total) >= RARE) | (total <= HEAVY * times))[which]
+
+
+def _chance(run: Ritz, exact: np.ndarray, size: int) -> float:
+    """Chance that k dimensions of d have as large a share of a probe, or larger."""
+    from scipy.special import betainc
+
+    k, rest = exact.sum(), run.weights[~exact].sum()
+    return float(betainc((size - k) / 2, k / 2, min(rest, 1))) if 0 < k < size else 1.0
+
+
+# smoothing
+
+
+def bin_mass(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray, sigma: float) -> np.ndarray:
+    """Share of a weighted set of points in each bin, each point smoothed by a Gaussian.
+
+    The Gaussians are integrated over the bins, not sampled at grid points, so that no grid is too
+    coarse and nothing aliases. What lies beyond the edges counts in the outer bins. A point costs
+    as much as there are bins within 9 σ of it, however many the grid has.
+
+    Parameters
+    ----------
+    nodes, weights : ndarray, (…, n) float64
+        The weights of the last axis sum to 1.
+    edges : ndarray, (bin + 1,)
+        Increasing.
+    sigma : float
+        Width of the Gaussian in the units of ``edges``; 0 for a histogram.
+
+    Returns
+    -------
+    ndarray, (…, bin)
+        Sums to 1 over the bins.
+    """
+    bins = len(edges) - 1
+    points, shares = nodes.ravel(), weights.ravel()
+    # the CDF of a point is 0 before its first inner edge and 1 from its last on
+    first = np.searchsorted(edges[1:-1], points - REACH * sigma)
+    last = np.searchsorted(edges[1:-1], points + REACH * sigma, side="right")
+    row = np.arange(len(points)) // nodes.shape[-1] * bins
+    mass = np.zeros((*nodes.shape[:-1], bins))
+    pairs = (last - first + 1).cumsum()
+    cuts = np.searchsorted(pairs, np.arange(PAIRS, pairs[-1], PAIRS))
+    for part in np.split(np.arange(len(points)), cuts):
+        touched = (last - first + 1)[part]
+        end = touched.cumsum()
+        start = end - touched
+        point = np.repeat(part, touched)  # (pair,)
+        place = np.arange(len(point)) + np.repeat(first[part] - start, touched)  # of the bin
+        distance = torch.from_numpy(edges[1:][place] - points[point])
+        below = torch.special.ndtr(distance / sigma) if sigma > 0 else (distance > 0).double()
+        below[end - 1] = 1
+        share = below.diff(prepend=below.new_zeros(1)).numpy()
+        share[start] = below[start]
+        np.add.at(mass.reshape(-1), row[point] + place, shares[point] * share)
+    return mass
