@@ -1,8 +1,8 @@
 """Jobs by worker processes, and every chapter's jobs at every preset from the command line.
 
-``python -m companion.jobs CHAPTER … --preset full`` computes what the chapters' results lack, the
-cheapest first, and can be stopped at any time: what is finished is kept. ``--list`` shows what is
-there and what is not; ``--model NAME`` takes the jobs of one model.
+``python -m companion.jobs CHAPTER … --preset full`` computes what the chapters' results lack, in
+the order in which they are declared, and can be stopped at any time: what is finished is kept.
+``--list`` shows what is there and what is not; ``--model NAME`` takes the jobs of one model.
 Every worker runs on one thread, so a number does not depend on how many workers there are.
 """
 
@@ -127,7 +127,7 @@ def main() -> None:
         for job in jobs:
             print("there  " if store.has(job) else "lacking", job.stem)
         return
-    lacking = sorted((job for job in jobs if not store.has(job)), key=lambda job: job.cost)
+    lacking = [job for job in jobs if not store.has(job)]
     print(f"{len(jobs) - len(lacking)} of {len(jobs)} results are there.", flush=True)
     started = time.perf_counter()
     try:

@@ -48,6 +48,8 @@ class Job:
     stand in ``ADDED`` with the value that those results have, so that they keep their names.
     """
 
+    NAME: ClassVar[str] = ""  #: start of the file's name, with fields in braces
+    TITLE: ClassVar[str] = ""  #: what a progress bar says; the name, if empty
     VERSION: ClassVar[int] = 1  #: raise it where a stored number changes beyond its tolerance
     ADDED: ClassVar[dict[str, Any]] = {}  #: later field → its value in results from before
     MADE_OF: ClassVar[tuple[type["Job"], ...]] = ()  #: jobs inside `compute`: their VERSIONs count
@@ -56,16 +58,16 @@ class Job:
     @property
     def name(self) -> str:
         """Start of the file's name, for people."""
-        raise NotImplementedError
+        return self.NAME.format(**vars(self))
 
     @property
     def title(self) -> str:
         """What a progress bar says."""
-        return self.name
+        return self.TITLE.format(**vars(self)) or self.name
 
     @property
     def cost(self) -> float:
-        """Order of cost among jobs of one list: the longest start first."""
+        """Order among jobs of one list: the most costly start first, else as they are listed."""
         return 0.0
 
     def data_key(self) -> str:

@@ -46,7 +46,7 @@ DEFAULTS = {
 class Table(Job):
     """A result that takes no time."""
 
-    name = "table"
+    NAME = "table"
 
     def compute(self, store):
         return pd.DataFrame({"x": [1]})

@@ -49,15 +49,13 @@ RESULTS = {}  # name of a job → what it returns; a table if nothing is said
 class Thing(Job):
     """A job that notes when it is computed."""
 
+    NAME = "{word}"
+
     steps: float = 3
     rates: tuple[float, ...] = (0.1, 1.0)
     word: str = "thing"
     data: str = "digest"
     device: str = "cpu"
-
-    @property
-    def name(self):
-        return self.word
 
     def data_key(self):
         return self.data
@@ -123,13 +121,13 @@ class WithField(Job):
     ADDED = {"matrix": "hessian"}  # noqa: RUF012
     steps: int = 3
     matrix: str = "hessian"
-    name = "field"
+    NAME = "field"
 
 
 @dataclass(frozen=True)
 class WithoutField(Job):
     steps: int = 3
-    name = "field"
+    NAME = "field"
 
 
 WithField.__name__ = WithoutField.__name__ = "Measured"
@@ -146,7 +144,7 @@ class Whole(Job):
 
     MADE_OF = (Thing,)
     part: Thing = Thing()
-    name = "whole"
+    NAME = "whole"
 
 
 def test_the_version_of_a_part_counts_for_the_whole(monkeypatch):

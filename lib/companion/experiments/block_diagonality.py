@@ -145,15 +145,8 @@ def coarse(matrix: np.ndarray, sizes: Sequence[int], cells: int) -> tuple[np.nda
 class BlockShares(Training, Job):
     """Shares of the diagonal blocks in the course of one training run."""
 
-    @property
-    def name(self) -> str:
-        """Task and classes."""
-        return f"blocks-{self.task}-{self.classes}"
-
-    @property
-    def title(self) -> str:
-        """Task and number of classes."""
-        return f"{self.task}, {self.classes} classes"
+    NAME = "blocks-{task}-{classes}"
+    TITLE = "{task}, {classes} classes"
 
     @property
     def cost(self) -> float:
@@ -195,12 +188,9 @@ class HessianImage(BlockShares):
     ``cells``: as in `coarse`.
     """
 
-    cells: int = 64
+    NAME = "hessian-{task}-{classes}"
 
-    @property
-    def name(self) -> str:
-        """Task and classes."""
-        return f"hessian-{self.task}-{self.classes}"
+    cells: int = 64
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return one row a stage and row of cells.

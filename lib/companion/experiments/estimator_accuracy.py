@@ -33,14 +33,11 @@ from companion.store import Job, Store
 class ExactEigenvalues(Job):
     """All eigenvalues of four blocks that are small enough for it: see `four_blocks`."""
 
+    NAME = "exact-eigenvalues"
+
     width: int = 20
     samples: int = 32
     seed: int = 0
-
-    @property
-    def name(self) -> str:
-        """The same for all."""
-        return "exact-eigenvalues"
 
     def data_key(self) -> str:
         """Digest of the plays and the photographs."""
@@ -55,14 +52,11 @@ class ExactEigenvalues(Job):
 class EstimateErrors(Job):
     """Errors of Lanczos estimates of these eigenvalues, for every number of steps and probes."""
 
+    NAME = "estimate-errors"
+
     exact: ExactEigenvalues
     steps: tuple[int, ...]
     probes: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """The same for all."""
-        return "estimate-errors"
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return the rows of `error_table` for every block."""
@@ -74,15 +68,12 @@ class EstimateErrors(Job):
 class HeterogeneityBias(Job):
     """JS⁰ of a small GPT from Lanczos estimates beside the exact one, on several axes."""
 
+    NAME = "bias-of-js0"
+
     width: int = 12
     samples: int = 32
     seed: int = 0
     steps: tuple[int, ...] = (15, 30, 60, 100)
-
-    @property
-    def name(self) -> str:
-        """The same for all."""
-        return "bias-of-js0"
 
     def data_key(self) -> str:
         """Digest of the plays."""

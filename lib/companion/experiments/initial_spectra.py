@@ -21,6 +21,9 @@ ORDER = ("vgg", "mixer", "vit", "nano", "gpt", "resnet", "bert")  # by what a pr
 class InitialSpectra(Job):
     """The blockwise spectra of one model; fields as in `setup`, `partition`, `block_spectra`."""
 
+    NAME = "initial-{model}-{by}"
+    TITLE = "{model}"
+
     model: str
     size: str = "small"
     samples: int = 8
@@ -34,16 +37,6 @@ class InitialSpectra(Job):
     blocks: str = "all"  #: or "chosen", see `chosen_blocks`
 
     ADDED = {"blocks": "all"}  # noqa: RUF012  a class attribute of `Job`
-
-    @property
-    def name(self) -> str:
-        """Model and partition."""
-        return f"initial-{self.model}-{self.by}"
-
-    @property
-    def title(self) -> str:
-        """The model's name."""
-        return self.model
 
     @property
     def cost(self) -> float:

@@ -45,6 +45,9 @@ class ManMadeSpectra(Job):
     Fields as in `man_made` and `block_spectra`; ``samples`` images, drawn by the seed.
     """
 
+    NAME = "man-made-spectra"
+    TITLE = "spectra, c = {c:g}"
+
     c: float
     seed: int = 0
     side: int = 28
@@ -54,24 +57,9 @@ class ManMadeSpectra(Job):
     probes: int = 3
     device: str = "cpu"
 
-    @property
-    def name(self) -> str:
-        """The same for each c."""
-        return "man-made-spectra"
-
-    @property
-    def title(self) -> str:
-        """What the progress bar says."""
-        return f"spectra, c = {self.c:g}"
-
     def data_key(self) -> str:
         """Digest of MNIST's file."""
         return digest_of(MNIST)
-
-    @property
-    def cost(self) -> float:
-        """Order of cost: far below that of a search."""
-        return 1e-3 * self.samples * self.steps * self.probes
 
     def compute(self, store: Store) -> Spectra:
         """Return the spectra of the four weight matrices; ``meta`` says what was measured."""
@@ -93,6 +81,7 @@ class ManMadeRuns(Job):
     Fields as in `ManMadeComparison`.
     """
 
+    NAME = "man-made-runs-{optimizer}"
     FOLDER = "runs"
 
     c: float
@@ -105,11 +94,6 @@ class ManMadeRuns(Job):
     batch: int = 64
     steps: int = 300
     device: str = "cpu"
-
-    @property
-    def name(self) -> str:
-        """The optimizer."""
-        return f"man-made-runs-{self.optimizer}"
 
     def data_key(self) -> str:
         """Digest of MNIST's file."""
@@ -151,6 +135,8 @@ class ManMadeComparison(Job):
     With ``layer`` (0 … 3) the others stay as they are drawn: the limit of a c far from 1.
     """
 
+    NAME = "man-made"
+
     c: float
     layer: int | None = None
     side: int = 28
@@ -162,11 +148,6 @@ class ManMadeComparison(Job):
     seeds: int = 6
     device: str = "cpu"
 
-    @property
-    def name(self) -> str:
-        """The same for each c."""
-        return "man-made"
-
     def data_key(self) -> str:
         """Digest of MNIST's file."""
         return digest_of(MNIST)
@@ -175,11 +156,6 @@ class ManMadeComparison(Job):
     def title(self) -> str:
         """What the progress bar says."""
         return f"search, c = {self.c:g}" + ("" if self.layer is None else f", layer {self.layer}")
-
-    @property
-    def cost(self) -> float:
-        """Order of cost: all alike."""
-        return self.batch * self.steps * self.rates
 
     def grid(self, optimizer: str) -> range:
         """Exponents to begin with: a guess, from where the search goes on if it is wrong.

@@ -24,6 +24,7 @@ class TrainingRun(Job):
     loss is kept as means over ``windows`` windows; the score is its mean over the last tenth.
     """
 
+    NAME = "run-{model}-{optimizer}"
     FOLDER = "runs"
 
     model: str
@@ -36,11 +37,6 @@ class TrainingRun(Job):
     steps: int = 200
     windows: int = 50
     device: str = "cpu"
-
-    @property
-    def name(self) -> str:
-        """Model and optimizer."""
-        return f"run-{self.model}-{self.optimizer}"
 
     def data_key(self) -> str:
         """Digest of the files of the model's data set."""
@@ -70,6 +66,9 @@ class OptimizerComparison(Job):
     come after these. Other fields as in `TrainingRun`.
     """
 
+    NAME = "contest-{model}"
+    TITLE = "{model}"
+
     model: str
     size: str = "small"
     samples: int = 2000
@@ -79,16 +78,6 @@ class OptimizerComparison(Job):
     rates: int = 5
     windows: int = 50
     device: str = "cpu"
-
-    @property
-    def name(self) -> str:
-        """The model."""
-        return f"contest-{self.model}"
-
-    @property
-    def title(self) -> str:
-        """The model's name."""
-        return self.model
 
     @property
     def cost(self) -> float:

@@ -28,26 +28,13 @@ STARTS = {"from scratch": False, "pre-trained": True}
 class Pretraining(Job):
     """The losses of one pre-training of the nano GPT."""
 
+    NAME = "pretraining-{subject.name}"
+    TITLE = "pre-training {seed}"
     MADE_OF = (NanoWeights,)
 
     subject: NanoGPT
     seed: int = 0
     windows: int = 50
-
-    @property
-    def name(self) -> str:
-        """The model."""
-        return f"pretraining-{self.subject.name}"
-
-    @property
-    def title(self) -> str:
-        """What the progress bar says."""
-        return f"pre-training {self.seed}"
-
-    @property
-    def cost(self) -> float:
-        """Steps."""
-        return self.subject.steps
 
     def data_key(self) -> str:
         """Digest of the encyclopedia and, for its alphabet, the plays."""
@@ -67,6 +54,7 @@ class PretrainedSpectra(Job):
     seed draws all that is random, initialisation included.
     """
 
+    TITLE = "spectra of {subject.name}"
     MADE_OF = (NanoWeights,)
 
     subject: Subject
@@ -81,16 +69,6 @@ class PretrainedSpectra(Job):
     def name(self) -> str:
         """The model, and where it starts from."""
         return f"{self.subject.name}-{_start(self.pretrained)}"
-
-    @property
-    def title(self) -> str:
-        """What the progress bar says."""
-        return f"spectra of {self.subject.name}"
-
-    @property
-    def cost(self) -> float:
-        """Order of cost: nearer to that of a `FineTuning` for larger models."""
-        return self.samples * self.steps * self.probes * (1 if self.subject.name == "nano" else 50)
 
     def data_key(self) -> str:
         """Digest of the model's files and data."""
@@ -116,6 +94,7 @@ class PretrainedSpectra(Job):
 class FineTuningRun(Job):
     """One run of one optimizer at one rate; fields as in `FineTuning`."""
 
+    NAME = "run-{subject.name}-{optimizer}"
     FOLDER = "runs"
     MADE_OF = (NanoWeights,)
 
@@ -129,11 +108,6 @@ class FineTuningRun(Job):
     steps: int = 200
     windows: int = 50
     device: str = "cpu"
-
-    @property
-    def name(self) -> str:
-        """Model and optimizer."""
-        return f"run-{self.subject.name}-{self.optimizer}"
 
     def data_key(self) -> str:
         """Digest of the model's files and data."""
@@ -162,6 +136,7 @@ class FineTuning(Job):
     ones come after these.
     """
 
+    TITLE = "tuning of {subject.name}"
     MADE_OF = (NanoWeights, FineTuningRun)
 
     subject: Subject
@@ -179,16 +154,6 @@ class FineTuning(Job):
     def name(self) -> str:
         """The model, and where it starts from."""
         return f"tuning-{self.subject.name}-{_start(self.pretrained)}"
-
-    @property
-    def title(self) -> str:
-        """What the progress bar says."""
-        return f"tuning of {self.subject.name}"
-
-    @property
-    def cost(self) -> float:
-        """Order of cost: above that of all spectra."""
-        return self.samples * self.steps * self.batch
 
     def data_key(self) -> str:
         """Digest of the model's files and data."""

@@ -94,23 +94,11 @@ class QuadraticCounts(Job):
     ``draws`` rotations, each with a Gaussian start of its own, on every quadratic of the case.
     """
 
+    NAME = "quadratic-counts-{case.name}"
+    TITLE = "{case.name}"
+
     case: Case | Family
     draws: int = 10
-
-    @property
-    def name(self) -> str:
-        """The case."""
-        return f"quadratic-counts-{self.case.name}"
-
-    @property
-    def title(self) -> str:
-        """The case."""
-        return self.case.name
-
-    @property
-    def cost(self) -> float:
-        """Draws: cases 1 and 2, of more dimensions, first."""
-        return self.case.quadratics * self.draws * getattr(self.case, "count", 3) ** 2
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return one row a draw.
@@ -152,27 +140,15 @@ class QuadraticCurves(Job):
     iterating.
     """
 
+    NAME = "quadratic-curves-{case.name}"
+    TITLE = "{case.name}, curves"
+
     case: Case
     draws: int = 5
     steps: int = 2000
     far: int = 30_000
     rates: int = 5
     chosen: int = 5
-
-    @property
-    def name(self) -> str:
-        """The case."""
-        return f"quadratic-curves-{self.case.name}"
-
-    @property
-    def title(self) -> str:
-        """The case."""
-        return f"{self.case.name}, curves"
-
-    @property
-    def cost(self) -> float:
-        """Steps: `QuadraticCounts` take the same unit."""
-        return self.chosen * self.draws * self.steps * self.case.count
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return medians and the 10–90 % band over draws.

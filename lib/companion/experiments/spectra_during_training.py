@@ -43,6 +43,9 @@ class SpectraDuringTraining(Job):
         Of initialisation, data, order of the batches and start vectors.
     """
 
+    NAME = "stages-{model}"
+    TITLE = "{model}"
+
     model: str
     optimizer: str
     rate: float
@@ -57,26 +60,9 @@ class SpectraDuringTraining(Job):
     seed: int = 0
     device: str = "cpu"
 
-    @property
-    def name(self) -> str:
-        """The model."""
-        return f"stages-{self.model}"
-
-    @property
-    def title(self) -> str:
-        """The model's name."""
-        return self.model
-
     def data_key(self) -> str:
         """Digest of the files of the model's data set."""
         return setups.data_key(self.model, self.size)
-
-    @property
-    def cost(self) -> float:
-        """Order of cost: gradients of a sample, by how long they take."""
-        order = ("vgg", "mixer", "vit", "gpt", "bert", "resnet")
-        products = 3 * len(self.shares) * self.probes * self.steps * self.hessian
-        return (products + self.training * self.batch) * (1 + order.index(self.model))
 
     def moments(self) -> dict[int, str]:
         """Training steps to measure at, and what each is called.

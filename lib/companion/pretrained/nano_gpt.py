@@ -104,6 +104,7 @@ class NanoGPT:
 class NanoWeights(Job):
     """One pre-training: losses and weights, kept among the runs. Fields as in `NanoGPT`."""
 
+    NAME = "weights-nano"
     FOLDER = "runs"
 
     size: str
@@ -111,11 +112,6 @@ class NanoWeights(Job):
     batch: int
     rate: float
     seed: int
-
-    @property
-    def name(self) -> str:
-        """The same for all."""
-        return "weights-nano"
 
     def data_key(self) -> str:
         """Digest of the encyclopedia and, for its alphabet, the plays."""
