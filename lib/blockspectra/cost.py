@@ -7,14 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from blockspectra.blocks import Block
-from blockspectra.gradient_graph import GradientGraph, checked
+from blockspectra.hessian import SCRATCH, GradientGraph, checked, parameters_of
 from blockspectra.lanczos import Lanczos
-from blockspectra.memory import at_most, in_bytes, in_use, readable
+from blockspectra.memory import in_bytes, in_use, readable
 from blockspectra.problem import Problem
-from blockspectra.products import SCRATCH, parameters_of
 from blockspectra.slq import BASES, known_basis, probe_vector
 from blockspectra.units import run_bytes
-from blockspectra.workers import Workers
 
 RECURRENCE = 5  # passes over a vector that a Lanczos step makes beside those over its basis
 SAMPLE = 2**20  # numbers in the vectors that Lanczos itself is timed with
@@ -88,24 +86,18 @@ def estimate(
         )
         nbytes = graph.nbytes()
         kept = nbytes * (batches + SCRATCH) <= budget - before
-        workers = Workers.fitting(
-            device,
-            int(nbytes * SCRATCH),
-            nbytes * batches,
-            at_most(memory, device) // 2 if len(blocks) * probes > 1 else 0,
-            budget - before - nbytes * (batches if kept else 1),
-        )
         for block in blocks:
             if (kind := tuple(map(id, block.parameters))) not in taken:
                 vector = probe_vector(0, block.name, 0, block.size).to(device)
-                same = [block] * workers.count, [vector] * workers.count
-                passed = _seconds(lambda same=same: workers.map(graph.product, *same), device)
-                taken[kind] = passed / workers.count
+                taken[kind] = _seconds(lambda b=block, v=vector: graph.product(b, v), device)
         if not kept:
+            derivatives = graph.derivatives
             del graph  # there may be room for one alone
-            made = _seconds(lambda: GradientGraph(problem, batch, parameters), device, repeats=1)
+            made = _seconds(
+                lambda: GradientGraph(problem, batch, parameters, derivatives), device, repeats=1
+            )
     size = max(block.size for block in blocks)
-    per_number = _lanczos_seconds(size, BASES[basis], device, workers)
+    per_number = _lanczos_seconds(size, BASES[basis], device)
     seconds = 0.0
     for block in blocks:
         m = min(steps, block.size)
@@ -115,10 +107,10 @@ def estimate(
     need = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
     total = sum(min(steps, block.size) for block in blocks) * probes
     if not kept:  # all runs of a chunk share a graph that is made again for each batch
-        left = budget - before - nbytes * (1 + SCRATCH * workers.count)
+        left = budget - before - nbytes * (1 + SCRATCH)
         side_by_side = max(1, left // need)
         seconds += made * batches * max(steps, total / side_by_side)
-    peak = before + nbytes * (batches if kept else 1) + workers.count * (nbytes * SCRATCH + need)
+    peak = before + nbytes * (batches if kept else 1) + nbytes * SCRATCH + need
     return Cost(total * batches, seconds, gradient, int(peak))
 
 
@@ -134,19 +126,16 @@ def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 2)
     return min(times)
 
 
-def _lanczos_seconds(
-    size: int, basis: torch.dtype | None, device: torch.device, workers: Workers
-) -> float:
+def _lanczos_seconds(size: int, basis: torch.dtype | None, device: torch.device) -> float:
     """Seconds of Lanczos itself for each number in each row of the basis that a step touches."""
     steps = 8
     size = max(4 * steps, min(size, SAMPLE))  # a smaller space could be exhausted before
     start, *vectors = torch.randn(1 + steps, size, dtype=torch.float32, device=device)
 
-    def run(_: int) -> None:
+    def run() -> None:
         lanczos = Lanczos(start, steps, basis=basis)
         for vector in vectors:  # what a product would be is of no consequence
             lanczos.absorb(vector)
 
     rows = sum(RECURRENCE + (j if basis is not None else 0) for j in range(1, steps + 1))
-    passed = _seconds(lambda: workers.map(run, range(workers.count)), device)
-    return passed / (workers.count * rows * size)
+    return _seconds(run, device) / (rows * size)

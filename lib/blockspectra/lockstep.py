@@ -2,19 +2,18 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, field
 from itertools import islice
-from threading import Event, Lock
+from threading import Lock
 
 import torch
 
-from blockspectra.double_backward import OutOfMemory, explained, is_out_of_memory
+from blockspectra.hessian import SCRATCH, BlockHessians
 from blockspectra.journal import Journal
 from blockspectra.known import Known, known_eigenpairs
 from blockspectra.lanczos import Lanczos, Tridiagonal
 from blockspectra.memory import in_use, readable
-from blockspectra.products import SCRATCH, BlockHessians
+from blockspectra.problem import OutOfMemory, explained, is_out_of_memory
 from blockspectra.units import Unit, run_bytes
 
 
@@ -74,8 +73,6 @@ class Lockstep:
         """
         waiting = deque()
         self._admit(waiting, units)
-        if self.hessians.workers.single and self.hessians.ranks.parts == 1:
-            self._apart(waiting)
         self._together(waiting)
 
     def _admit(self, waiting: deque[Unit], units: Iterable[Unit]) -> None:
@@ -117,63 +114,9 @@ class Lockstep:
             if self.journal:
                 due = self.journal.keep({unit.name: run for unit, run in running.items()}, due)
 
-    def _apart(self, waiting: deque[Unit]) -> None:
-        """Bring runs to their end, each by a worker, for as long as graphs are kept."""
-        workers, running, stop = self.hessians.workers, {}, Event()
-        try:
-            while self.hessians.kept and (waiting or running):
-                if waiting and len(running) < workers.count:
-                    begun = {}
-                    try:
-                        self._begin(waiting, begun, [run for _, run in running.values()])
-                    except (OutOfMemory, RuntimeError, MemoryError) as error:
-                        self._fewer(waiting, running, error)
-                        continue
-                    for unit in list(begun):  # and no name but those in `running` is left
-                        call = workers.submit(self._to_its_end, unit, begun[unit], stop)
-                        running[call] = unit, begun.pop(unit)
-                call = next(iter(wait(running, return_when=FIRST_COMPLETED).done))
-                unit, run = running.pop(call)
-                steps = run.step * len(unit.probes)
-                del run
-                if error := call.exception():
-                    self._count(-steps)
-                    waiting.appendleft(unit)
-                    self._fewer(waiting, running, error)
-                    del call, error  # whose traceback holds the run
-                    continue
-                self._admit(waiting, self.take(unit, *call.result()))
-        finally:
-            stop.set()
-            wait(running)
-
-    def _fewer(self, waiting: deque[Unit], running: dict, error: BaseException) -> None:
-        """Have fewer workers, or only one: make room."""
-        workers = self.hessians.workers
-        if not is_out_of_memory(error):
-            raise error
-        if running or workers.count > 1:
-            workers.limit(workers.count // 2)
-        else:
-            self._make_room(waiting, {}, error)
-
     def _count(self, steps: int) -> None:
         with self.lock:
             self.advanced(steps)
-
-    def _to_its_end(
-        self, unit: Unit, run: Lanczos, stop: Event
-    ) -> tuple[Tridiagonal, Known | None] | None:
-        """Take all steps of a run; none any more once it is told to stop."""
-        due = None
-        while not stop.is_set():
-            run.absorb(self.hessians.kept_product(unit.block, run.current))
-            self._count(len(unit.probes))
-            if run.done or self.ended(unit, run):
-                return self._end(unit, run)
-            if self.journal:
-                due = self.journal.keep({unit.name: run}, due)
-        return None
 
     def _begin(
         self, waiting: deque[Unit], running: dict[Unit, Lanczos], beside: Sequence[Lanczos] = ()
@@ -197,7 +140,8 @@ class Lockstep:
         products = self.hessians.products([(u.block, run.current) for u, run in running.items()])
         before = _taken(running)
         try:
-            self.hessians.workers.map(Lanczos.absorb, running.values(), products)
+            for run, product in zip(running.values(), products, strict=True):
+                run.absorb(product)
         finally:
             self._count(_taken(running) - before)
 
@@ -206,15 +150,14 @@ class Lockstep:
     ) -> list[tuple[Unit, torch.device | None]]:
         """Units to be begun now, and where their bases go if not beside the model."""
         device = waiting[0].block.parameters[0].device
-        workers = self.hessians.workers.count
-        rest = self.hessians.nbytes * (SCRATCH * workers + (not self.hessians.kept))
+        rest = self.hessians.nbytes * (SCRATCH + (not self.hessians.kept))
         if device.type == "cpu":  # memory that was asked for is in use once it is written to
             rest += sum(run.unwritten for run in beside)
         room = self.budget - rest - in_use(device, trim=False)
         if not self.hessians.kept or self._need(waiting[0], self.basis) > room:
             room = self.budget - rest - in_use(device)
         hosts, needs = [], []
-        most = workers - len(beside) if self.hessians.kept else len(waiting)
+        most = 1 - len(beside) if self.hessians.kept else len(waiting)
         for unit in islice(waiting, most):
             away = device.type == "cuda" and self._need(unit, self.basis) > room * len(unit.probes)
             hosts.append(torch.device("cpu") if away else None)

@@ -14,14 +14,12 @@ from tqdm import tqdm
 
 from blockspectra.blocks import Block, whole
 from blockspectra.distributed import Ranks
-from blockspectra.double_backward import OutOfMemory
-from blockspectra.gradient_graph import checked
+from blockspectra.hessian import BlockHessians, checked, parameters_of
 from blockspectra.journal import Journal
 from blockspectra.lockstep import Lockstep
-from blockspectra.memory import at_most, in_bytes, in_use, readable
+from blockspectra.memory import in_bytes, in_use, readable
 from blockspectra.probing import Probing
-from blockspectra.problem import Problem
-from blockspectra.products import BlockHessians, parameters_of
+from blockspectra.problem import OutOfMemory, Problem
 from blockspectra.spectra import Spectra
 from blockspectra.units import Unit, run_bytes
 
@@ -154,17 +152,13 @@ def block_spectra(
         found = sorted(path.name for path in Path(checkpoint).glob("*")) if checkpoint else []
         team.agree(about | {"ranks": ranks, "checkpoint": found if team.parts > 1 else None})
         journal = Journal(checkpoint, about, writes=team.writes) if checkpoint else None
-        if team.rank % team.parts:
-            known = None  # this rank's batches are others
         least = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
         least *= 1 if tolerance is None else 2  # eigenvectors too
-        room = at_most(memory, device) // 2 // team.neighbours  # the rest for what is not ours
         hessians = BlockHessians(
             problem,
             blocks,
             known=known,
             budget=left - (least if device.type == "cpu" else 0),
-            room=room if len(blocks) * probes > 1 else 0,
             ranks=team,
         )
         del known  # it is theirs, to be kept or not
@@ -179,8 +173,7 @@ def block_spectra(
             meta["tolerance"] = tolerance
         graphs = "kept graphs" if hessians.kept else "a graph made again each step"
         meta["products"] = f"double backward on {graphs}, {together} at a time ({chosen})"
-        if hessians.workers.single:
-            meta["products"] += ", side by side by one thread each"
+        meta["products"] += f"; {hessians.derivatives}"
         meta["basis"] = basis
         return probing.spectra(meta, team.merge)
 

@@ -16,8 +16,8 @@ from scipy.stats import wasserstein_distance
 
 from blockspectra import Spectra, partition
 from blockspectra.deflation import deflated_quadrature, ritz, single
+from blockspectra.hessian import dense_hessian
 from blockspectra.lanczos import gauss_quadrature, lanczos
-from blockspectra.products import dense_hessian
 from companion.setups import setup
 
 PROBES = 20

@@ -6,14 +6,14 @@ Oracles: PyTorch's own double backward, and `gradgradcheck`'s finite differences
 import pytest
 import torch
 import torch.nn.functional as F
+from blockspectra.fast_derivatives.attention import attention
+from blockspectra.fast_derivatives.context import CheapTwice
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import Function
 
-from blockspectra.double_backward import graph, graph_bytes
-from blockspectra.fast_derivatives.attention import attention
-from blockspectra.fast_derivatives.context import CheapTwice
+from blockspectra.hessian import graph, graph_bytes
 
 
 def gaussian(*shape, seed=0):

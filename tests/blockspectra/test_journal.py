@@ -22,9 +22,9 @@ import torch
 from blockspectra import block_spectra, cross_entropy, partition
 from blockspectra import files as arrays
 from blockspectra import journal as journals
+from blockspectra.hessian import BlockHessians
 from blockspectra.journal import STATES, Journal
 from blockspectra.lanczos import Lanczos
-from blockspectra.products import BlockHessians
 from blockspectra.spectra import ARRAYS
 from torch_threads import threads
 from two_matrices import MadeAgain, two_matrices

@@ -10,9 +10,9 @@ from scipy.stats import wasserstein_distance
 
 from blockspectra import block_spectra, partition
 from blockspectra.deflation import weighed
+from blockspectra.hessian import dense_hessian
 from blockspectra.known import known_eigenpairs
 from blockspectra.lanczos import Lanczos, lanczos
-from blockspectra.products import dense_hessian
 from two_matrices import two_matrices
 
 

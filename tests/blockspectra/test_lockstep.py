@@ -15,10 +15,10 @@ from torch import nn
 from blockspectra import block_spectra, lockstep, partition
 from blockspectra.blocks import Block, Piece
 from blockspectra.distributed import Ranks
-from blockspectra.double_backward import OutOfMemory
+from blockspectra.hessian import SCRATCH
 from blockspectra.lanczos import Lanczos, lanczos
 from blockspectra.lockstep import Lockstep
-from blockspectra.products import SCRATCH
+from blockspectra.problem import OutOfMemory
 from blockspectra.units import Unit, run_bytes
 from blockspectra.workers import Workers
 from torch_threads import threads

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from blockspectra import Problem, block_spectra, partition
+from blockspectra.hessian import BlockHessians
 from blockspectra.lockstep import Lockstep
 from blockspectra.memory import at_most, free, groups, in_bytes, in_use, readable
-from blockspectra.products import BlockHessians
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -12,7 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
 from blockspectra.blocks import whole
-from blockspectra.products import block_products, dense_hessian, hessian_product
+from blockspectra.hessian import block_products, dense_hessian, hessian_product
 from companion.setups import setup
 from custom_functions import OnceOnly
 

@@ -17,7 +17,7 @@ from scipy.special import ndtr
 
 from blockspectra import Problem, Spectra, block_spectra, full_spectrum, partition, smoothing
 from blockspectra.blocks import whole
-from blockspectra.products import dense_hessian
+from blockspectra.hessian import dense_hessian
 from blockspectra.slq import probe_vector
 from blockspectra.smoothing import bin_mass
 from companion.setups import ARCHITECTURES, setup

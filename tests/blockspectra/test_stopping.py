@@ -16,8 +16,8 @@ from scipy.stats import wasserstein_distance
 
 from blockspectra import partition
 from blockspectra.deflation import deflated_quadrature, ritz
+from blockspectra.hessian import dense_hessian
 from blockspectra.lanczos import lanczos
-from blockspectra.products import dense_hessian
 from blockspectra.stopping import (
     enough_steps,
     probes_error,

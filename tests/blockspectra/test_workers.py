@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from blockspectra import Problem, block_spectra, partition
-from blockspectra.products import SCRATCH, BlockHessians
+from blockspectra.hessian import SCRATCH, BlockHessians
 from blockspectra.workers import LARGE, Workers
 from companion.setups import setup
 from torch_threads import threads

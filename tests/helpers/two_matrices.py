@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from blockspectra import Problem, cross_entropy
-from blockspectra.products import BlockHessians
+from blockspectra.hessian import BlockHessians
 
 
 def two_matrices(batches, seed=0):

@@ -15,9 +15,8 @@ from torch.autograd.function import BackwardCFunction
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from blockspectra.double_backward import OutOfMemory, explained, graph
-from blockspectra.problem import Problem, ProblemError
-from blockspectra.products import hessian_product
+from blockspectra.hessian import graph, hessian_product
+from blockspectra.problem import OutOfMemory, Problem, ProblemError, explained
 
 
 @contextmanager

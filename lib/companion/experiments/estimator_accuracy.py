@@ -14,9 +14,9 @@ from scipy.stats import wasserstein_distance
 
 from blockspectra.blocks import Block
 from blockspectra.distance import FLOOR, SIGMA, pairwise, signed_log
+from blockspectra.hessian import dense_hessian
 from blockspectra.lanczos import Tridiagonal, gauss_quadrature, lanczos
 from blockspectra.problem import Problem
-from blockspectra.products import dense_hessian
 from blockspectra.slq import probe_vector
 from blockspectra.spectra import bin_mass
 

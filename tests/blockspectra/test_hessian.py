@@ -17,8 +17,13 @@ from torch.func import functional_call, grad, hessian, vmap
 
 from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
 from blockspectra.blocks import Block, Piece, whole
-from blockspectra.gradient_graph import GradientGraph
-from blockspectra.products import BlockHessians, block_products, dense_hessian, hessian_product
+from blockspectra.hessian import (
+    BlockHessians,
+    GradientGraph,
+    block_products,
+    dense_hessian,
+    hessian_product,
+)
 from companion.models import GPT, gpt
 from companion.setups import ARCHITECTURES, setup
 from custom_functions import OnceOnly

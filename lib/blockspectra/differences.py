@@ -1,0 +1,215 @@
+r"""Differences of plain gradients and of the loss, with which products with the Hessian must agree.
+
+Along a direction :math:`v` they are :math:`D_\pm = \pm(g(w \pm hv) - g(w))/h`. The product
+:math:`Hv` is their mean, but for about half of :math:`|D_+ - D_-|`, whatever makes that uncertain:
+the third derivative, rounding, or a ReLU that switches in between. So each parameter is judged on
+its own scale and by its own uncertainty, and what is too uncertain to tell is not refused. The
+gradients share nothing with the product: no function is replaced, and a hook acts once. A gradient
+that is not the loss's own fails against differences of the loss along the same direction.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from blockspectra.problem import Problem
+
+# Steps, as shares of each parameter's root mean square. With the first, rounding is 1e-8 of the
+# gradient, and among 1e6 activations hardly any ReLU switches: errors of 1e-8 in the models here.
+# The second is for models that compute in float32, at least in places; ReLUs do switch then.
+STEPS = {torch.float64: (1e-8, 1e-3), torch.float32: (1e-3,)}
+# Least error of a product that is refused: a share of its own size in this parameter, and of the
+# largest one in any, for terms may cancel (in the bias of keys, to zero). Sound products have 1e-3
+# of that in either precision.
+TOLERANCE = {torch.float64: (1e-4, 1e-6), torch.float32: (1e-2, 1e-5)}
+SURE = 3  # times the uncertainty: of few numbers, D₊ and D₋ may be alike by chance
+ROUNDING = 20  # error of a sum, in units of the machine's for its largest terms
+
+
+@dataclass(frozen=True, eq=False)
+class Differences:
+    """Differences along one direction through some parameters.
+
+    Attributes
+    ----------
+    vectors : dict, parameter → Tensor
+        The direction.
+    products : dict, parameter → Tensor
+        By differences, the Hessian times the direction.
+    uncertain : dict, parameter → float
+        Largest root mean square of their error.
+    slope_error : str
+        What is wrong with the gradient; empty where nothing is.
+    """
+
+    vectors: dict[nn.Parameter, Tensor]
+    products: dict[nn.Parameter, Tensor]
+    uncertain: dict[nn.Parameter, float]
+    slope_error: str
+
+    @property
+    def unclear(self) -> list[nn.Parameter]:
+        """Parameters in which an error above the tolerance may not show."""
+        return [p for p, bound in _tolerated(self.products).items() if self.uncertain[p] > bound]
+
+    def wrong(self, product: Mapping[nn.Parameter, Tensor]) -> nn.Parameter | None:
+        """Return the parameter in which the Hessian times the direction is most wrong, if any."""
+        return differing(product, self.products, self.uncertain)
+
+
+def differing(
+    product: Mapping[nn.Parameter, Tensor],
+    right: Mapping[nn.Parameter, Tensor],
+    uncertain: Mapping[nn.Parameter, float] | None = None,
+) -> nn.Parameter | None:
+    """Return the parameter in which two products with the Hessian differ most, if in any.
+
+    Each is judged on its own scale, by the tolerance and by how uncertain the right one is.
+    """
+    most, worst = 1.0, None
+    for p, bound in _tolerated(right).items():
+        error = root_mean_square(product[p] - right[p])
+        bound += uncertain[p] if uncertain else 0.0
+        if error > most * bound:
+            most, worst = (error / bound if bound else math.inf), p
+    return worst
+
+
+def differences(
+    problem: Problem,
+    batch: Any,
+    parameters: Sequence[nn.Parameter],
+    seed: int = 0,
+    *,
+    both: bool = True,
+) -> Differences:
+    """Take differences, in float64 where model and device lend themselves to it.
+
+    What remains of their error is then far below that of products in float32.
+
+    Parameters
+    ----------
+    problem : Problem
+    batch
+        One of the problem's.
+    parameters : sequence of torch.nn.Parameter
+        Moved, and put back. A graph that is kept meanwhile makes differences uncertain.
+    seed : int
+        Of the direction. Its entries are of the size of each parameter's own: no layer drowns the
+        others because its weights are small and its Hessian therefore large.
+    both : bool
+        Take both sides: three gradients, or five if these are uncertain. Otherwise, in float64,
+        take one side: two gradients. What agrees with them is right; how uncertain they are, and
+        so whether what does not is wrong, they do not tell.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    vectors = {
+        p: torch.randn(p.shape, generator=generator).to(p) * scale
+        for p, scale in _scales(parameters).items()
+    }
+    try:
+        with _moved(problem, tree_map(_to_float64, batch), vectors, torch.float64) as gradient_at:
+            return _taken(gradient_at, vectors, torch.float64, both)
+    except Exception:  # a model that holds on to float32, a GPU without float64
+        dtype = parameters[0].dtype
+        with _moved(problem, batch, vectors, dtype) as gradient_at:
+            return _taken(gradient_at, vectors, dtype, both=True)
+
+
+def _taken(
+    gradient_at: Callable[[float], tuple[float, dict[nn.Parameter, Tensor]]],
+    vectors: dict[nn.Parameter, Tensor],
+    dtype: torch.dtype,
+    both: bool,
+) -> Differences:
+    scales, best = _scales(vectors), None
+    loss, gradient = gradient_at(0)
+    slope = sum(float((gradient[p] * v).sum()) for p, v in vectors.items())
+    largest = max(scales[p] * root_mean_square(g) for p, g in gradient.items())
+    for step in STEPS[dtype] if both else STEPS[dtype][:1]:
+        rounding = ROUNDING * torch.finfo(dtype).eps / step
+        up, above = gradient_at(step)
+        # with one side alone: as if the other one were its mirror image
+        down, below = gradient_at(-step) if both else (2 * loss - up, None)
+        seen = (up - down) / (2 * step)
+        unsure = SURE * abs(up + down - 2 * loss) / step + rounding * abs(loss)
+        error, products, uncertain = "", {}, {}
+        if abs(seen - slope) > TOLERANCE[dtype][0] * abs(slope) + unsure:
+            error = (
+                f"The gradient is not the loss's, which changes by {seen:.4g} along a direction "
+                f"for which the gradient says {slope:.4g}"
+            )
+        for p, g in gradient.items():
+            mirrored = below[p] if both else 2 * g - above[p]
+            products[p] = (above[p] - mirrored) / (2 * step)
+            bend = root_mean_square(above[p] + mirrored - 2 * g) / step
+            uncertain[p] = SURE * bend + rounding * largest / scales[p]
+        found = Differences(vectors, products, uncertain, error)
+        if best is None or len(found.unclear) < len(best.unclear):
+            best = found
+        if not best.unclear:
+            break
+    return best
+
+
+@contextmanager
+def _moved(
+    problem: Problem,
+    batch: Any,
+    vectors: Mapping[nn.Parameter, Tensor],
+    dtype: torch.dtype,
+) -> Iterator[Callable[[float], tuple[float, dict[nn.Parameter, Tensor]]]]:
+    """Yield a function from steps to loss and plain gradient; parameters are put back at the end.
+
+    Other parameters and buffers are copies meanwhile, too, all in the one dtype.
+    """
+    tensors = {*problem.model.parameters(), *problem.model.buffers(), *vectors}
+    kept = {t: t.data for t in tensors}
+
+    def gradient_at(step: float) -> tuple[float, dict[nn.Parameter, Tensor]]:
+        for p, vector in vectors.items():
+            p.data = kept[p].to(dtype) + step * vector.to(dtype)
+        value = problem.loss(problem.model, batch)
+        gradient = torch.autograd.grad(value, list(vectors), allow_unused=True)
+        return value.item(), {
+            p: torch.zeros_like(p) if g is None else g
+            for p, g in zip(vectors, gradient, strict=True)
+        }
+
+    try:
+        for t in tensors:
+            t.data = t.data.to(dtype if t.is_floating_point() else t.dtype, copy=True)
+        yield gradient_at
+    finally:
+        for t, data in kept.items():
+            t.data = data
+
+
+def _tolerated(products: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, float]:
+    scales, (own, share) = _scales(products), TOLERANCE[next(iter(products)).dtype]
+    sizes = {p: root_mean_square(x) for p, x in products.items()}
+    floor = share * max(scales[p] * size for p, size in sizes.items())
+    return {p: own * size + floor / scales[p] for p, size in sizes.items()}
+
+
+def _scales(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, float]:
+    """Root mean square of each parameter; the mean of the others' where it is zero."""
+    sizes = {p: root_mean_square(p.detach()) for p in parameters}
+    known = [size for size in sizes.values() if size]
+    usual = sum(known) / len(known) if known else 1.0
+    return {p: size or usual for p, size in sizes.items()}
+
+
+def root_mean_square(x: Tensor) -> float:
+    """Root mean square of a tensor's entries, 0 where there are none."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) / max(1, x.numel()) ** 0.5
+
+
+def _to_float64(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.dtype == torch.float32 else x
