@@ -384,7 +384,7 @@ def checked(problem: Problem, parameters: Sequence[torch.nn.Parameter]) -> Gradi
             graph, wrong = _chosen(problem, found, loss)
         if graph is not None:
             return graph
-    _check_unchanged(loss, problem.value(problem.batches[0]).item())
+    _product(problem, found, loss, PLAIN)  # may know better what is wrong
     raise ProblemError(
         f"{wrong}: look for hooks that change gradients, and for functions with a custom backward."
     )
@@ -400,7 +400,7 @@ def _chosen(problem: Problem, found: Differences, loss: float) -> tuple[Gradient
     except Exception as error:  # a model may do anything with functions that are not PyTorch's own
         why = f"raised {type(error.__cause__ or error).__name__}"
     else:
-        if wrong := found.wrong(product):
+        if (wrong := found.wrong(product)) is not None:
             why = f"differ in {problem.name_of(wrong)}"
         elif graph.derivatives == PLAIN or not found.unclear:
             return graph, ""
@@ -411,13 +411,13 @@ def _chosen(problem: Problem, found: Differences, loss: float) -> tuple[Gradient
         if why:
             raise
         return GradientGraph(problem, batch, parameters), ""  # as with fused attention
-    if wrong := found.wrong(right):
+    if (wrong := found.wrong(right)) is not None:
         error, size = map(root_mean_square, (right[wrong] - found.products[wrong], right[wrong]))
         return None, (
             f"The second derivative is wrong in {problem.name_of(wrong)}, by {error:.2g} of "
             f"{size:.2g} (root mean squares)"
         )
-    if not why and (wrong := differing(product, right)):
+    if not why and (wrong := differing(product, right)) is not None:
         why = f"differ in {problem.name_of(wrong)}"
     if not why:
         del graph
