@@ -29,6 +29,7 @@ STEPS = {torch.float64: (1e-8, 1e-3), torch.float32: (1e-3,)}
 # of that in either precision.
 TOLERANCE = {torch.float64: (1e-4, 1e-6), torch.float32: (1e-2, 1e-5)}
 SURE = 3  # times the uncertainty: of few numbers, D₊ and D₋ may be alike by chance
+NEARBY = 1e-3  # a displacement, as a share like the steps
 ROUNDING = 20  # error of a sum, in units of the machine's for its largest terms
 
 
@@ -101,18 +102,13 @@ def differences(
     parameters : sequence of torch.nn.Parameter
         Moved, and put back. A graph that is kept meanwhile makes differences uncertain.
     seed : int
-        Of the direction. Its entries are of the size of each parameter's own: no layer drowns the
-        others because its weights are small and its Hessian therefore large.
+        Of the direction.
     both : bool
         Take both sides: three gradients, or five if these are uncertain. Otherwise, in float64,
         take one side: two gradients. What agrees with them is right; how uncertain they are, and
         so whether what does not is wrong, they do not tell.
     """
-    generator = torch.Generator().manual_seed(seed)
-    vectors = {
-        p: torch.randn(p.shape, generator=generator).to(p) * scale
-        for p, scale in _scales(parameters).items()
-    }
+    vectors = _direction(parameters, seed)
     try:
         with _moved(problem, tree_map(_to_float64, batch), vectors, torch.float64) as gradient_at:
             return _taken(gradient_at, vectors, torch.float64, both)
@@ -159,6 +155,35 @@ def _taken(
 
 
 @contextmanager
+def displaced(parameters: Sequence[nn.Parameter], seed: int) -> Iterator[None]:
+    """Move parameters a little at random, and put them back on leaving.
+
+    Where a ReLU is at exactly 0, as with biases of 0 behind other ReLUs, differences say nothing of
+    the Hessian; nearby they do.
+    """
+    kept = {p: p.data for p in parameters}
+    try:
+        for p, vector in _direction(parameters, seed).items():
+            p.data = p.data + NEARBY * vector
+        yield
+    finally:
+        for p, data in kept.items():
+            p.data = data
+
+
+def _direction(parameters: Sequence[nn.Parameter], seed: int) -> dict[nn.Parameter, Tensor]:
+    """Make a random direction with entries of the size of each parameter's own.
+
+    So no layer drowns the others because its weights are small and its Hessian therefore large.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        p: torch.randn(p.shape, generator=generator).to(p) * scale
+        for p, scale in _scales(parameters).items()
+    }
+
+
+@contextmanager
 def _moved(
     problem: Problem,
     batch: Any,
@@ -199,11 +224,11 @@ def _tolerated(products: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, fl
 
 
 def _scales(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, float]:
-    """Root mean square of each parameter; the mean of the others' where it is zero."""
+    """Root mean square of each parameter; that of all where it is 0, `displaced` or not."""
     sizes = {p: root_mean_square(p.detach()) for p in parameters}
-    known = [size for size in sizes.values() if size]
-    usual = sum(known) / len(known) if known else 1.0
-    return {p: size or usual for p, size in sizes.items()}
+    numbers = sum(p.numel() for p in sizes)
+    usual = (sum(p.numel() * size**2 for p, size in sizes.items()) / max(1, numbers)) ** 0.5 or 1.0
+    return {p: size if size > 2 * NEARBY * usual else usual for p, size in sizes.items()}
 
 
 def root_mean_square(x: Tensor) -> float:

@@ -32,7 +32,13 @@ import torch
 from torch import Tensor
 
 from blockspectra.blocks import Block, whole
-from blockspectra.differences import Differences, differences, differing, root_mean_square
+from blockspectra.differences import (
+    Differences,
+    differences,
+    differing,
+    displaced,
+    root_mean_square,
+)
 from blockspectra.distributed import Ranks
 from blockspectra.fast_derivatives.mode import FastDerivatives
 from blockspectra.memory import readable
@@ -372,27 +378,37 @@ def checked(problem: Problem, parameters: Sequence[torch.nn.Parameter]) -> Gradi
         second derivative; a gradient or a product that is wrong.
     """
     problem.check_modes()
-    value = problem.value(problem.batches[0])
+    graph, _, wrong = _judged(problem, parameters, 0)
+    if wrong:
+        for seed in range(1, 1 + DIRECTIONS):
+            with displaced(parameters, seed):
+                _, derivatives, wrong = _judged(problem, parameters, seed)
+            if not wrong:
+                return GradientGraph(problem, problem.batches[0], parameters, derivatives)
+        blame = "look for hooks that change gradients, and for functions with a custom backward"
+        raise ProblemError(f"{wrong}: {blame}.")
+    return graph
+
+
+def _judged(
+    problem: Problem, parameters: Sequence[torch.nn.Parameter], seed: int
+) -> tuple[GradientGraph | None, str, str]:
+    """Graph of the first batch, the derivatives to take, and what is wrong (or empty).
+
+    With seed 0, quickly: what disagrees may be right.
+    """
+    batch = problem.batches[0]
+    value = problem.value(batch)
     if not value.requires_grad:
         raise ProblemError("The loss does not depend on any trainable parameter of the model.")
     loss = value.item()
     del value  # before another graph is made
-    for attempt in range(1 + DIRECTIONS):
-        found = differences(problem, problem.batches[0], parameters, attempt, both=attempt > 0)
-        graph, wrong = None, found.slope_error
-        if not wrong:
-            graph, wrong = _chosen(problem, found, loss)
-        if graph is not None:
-            return graph
-    _product(problem, found, loss, PLAIN)  # may know better what is wrong
-    raise ProblemError(
-        f"{wrong}: look for hooks that change gradients, and for functions with a custom backward."
-    )
-
-
-def _chosen(problem: Problem, found: Differences, loss: float) -> tuple[GradientGraph | None, str]:
-    """Graph of the first batch by the derivatives to take, or none and what is wrong."""
-    batch, parameters, product, why = problem.batches[0], list(found.vectors), None, ""
+    found = differences(problem, batch, parameters, seed, both=seed > 0)
+    if found.slope_error:
+        if seed:
+            _product(problem, found, loss, PLAIN)  # may know better what is wrong
+        return None, "", found.slope_error
+    product, why = None, ""
     try:
         graph, product = _product(problem, found, loss, CHEAP)
     except OutOfMemory:
@@ -401,29 +417,31 @@ def _chosen(problem: Problem, found: Differences, loss: float) -> tuple[Gradient
         why = f"raised {type(error.__cause__ or error).__name__}"
     else:
         if (wrong := found.wrong(product)) is not None:
+            if not seed:
+                return None, "", "not yet sure"
             why = f"differ in {problem.name_of(wrong)}"
         elif graph.derivatives == PLAIN or not found.unclear:
-            return graph, ""
+            return graph, graph.derivatives, ""
         del graph  # before another one is made
     try:
         graph, right = _product(problem, found, loss, PLAIN)
     except ProblemError:
         if why:
             raise
-        return GradientGraph(problem, batch, parameters), ""  # as with fused attention
+        return None, CHEAP, ""  # of fused attention there are no plain ones
     if (wrong := found.wrong(right)) is not None:
         error, size = map(root_mean_square, (right[wrong] - found.products[wrong], right[wrong]))
-        return None, (
+        told = (
             f"The second derivative is wrong in {problem.name_of(wrong)}, by {error:.2g} of "
             f"{size:.2g} (root mean squares)"
         )
+        return None, "", told
     if not why and (wrong := differing(product, right)) is not None:
         why = f"differ in {problem.name_of(wrong)}"
     if not why:
-        del graph
-        return GradientGraph(problem, batch, parameters), ""
+        return None, CHEAP, ""
     graph.derivatives = f"{PLAIN}: the cheap ones {why}"
-    return graph, ""
+    return graph, graph.derivatives, ""
 
 
 def _product(
