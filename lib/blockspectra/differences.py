@@ -10,20 +10,21 @@ that is not the loss's own fails against differences of the loss along the same 
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from blockspectra.problem import Problem
 
-# Steps, as shares of each parameter's root mean square. With the first, rounding is 1e-8 of the
+# Step, as a share of each parameter's root mean square. In float64, rounding is 1e-8 of the
 # gradient, and among 1e6 activations hardly any ReLU switches: errors of 1e-8 in the models here.
-# The second is for models that compute in float32, at least in places; ReLUs do switch then.
-STEPS = {torch.float64: (1e-8, 1e-3), torch.float32: (1e-3,)}
+# In float32 rounding asks for far more, and ReLUs do switch.
+STEP = {torch.float64: 1e-8, torch.float32: 1e-3}
 # Least error of a product that is refused: a share of its own size in this parameter, and of the
 # largest one in any, for terms may cancel (in the bias of keys, to zero). Sound products have 1e-3
 # of that in either precision.
@@ -104,54 +105,57 @@ def differences(
     seed : int
         Of the direction.
     both : bool
-        Take both sides: three gradients, or five if these are uncertain. Otherwise, in float64,
-        take one side: two gradients. What agrees with them is right; how uncertain they are, and
-        so whether what does not is wrong, they do not tell.
+        Take both sides, by three gradients. Otherwise, in float64, one side by two. What agrees
+        with it is right; whether what does not is wrong, its uncertainty does not tell.
     """
     vectors = _direction(parameters, seed)
     try:
         with _moved(problem, tree_map(_to_float64, batch), vectors, torch.float64) as gradient_at:
             return _taken(gradient_at, vectors, torch.float64, both)
-    except Exception:  # a model that holds on to float32, a GPU without float64
-        dtype = parameters[0].dtype
-        with _moved(problem, batch, vectors, dtype) as gradient_at:
-            return _taken(gradient_at, vectors, dtype, both=True)
+    except Exception:  # float32 inside of the model, a GPU without float64
+        with _moved(problem, batch, vectors, parameters[0].dtype) as gradient_at:
+            return _taken(gradient_at, vectors, torch.float32, both=True)
 
 
 def _taken(
     gradient_at: Callable[[float], tuple[float, dict[nn.Parameter, Tensor]]],
     vectors: dict[nn.Parameter, Tensor],
-    dtype: torch.dtype,
+    precision: torch.dtype,
     both: bool,
 ) -> Differences:
-    scales, best = _scales(vectors), None
-    loss, gradient = gradient_at(0)
-    slope = sum(float((gradient[p] * v).sum()) for p, v in vectors.items())
+    scales, step, (own, _) = _scales(vectors), STEP[precision], TOLERANCE[precision]
+    rounding = ROUNDING * torch.finfo(precision).eps / step
+    with _InFloat64() if precision == torch.float64 else nullcontext():
+        loss, gradient = gradient_at(0)
     largest = max(scales[p] * root_mean_square(g) for p, g in gradient.items())
-    for step in STEPS[dtype] if both else STEPS[dtype][:1]:
-        rounding = ROUNDING * torch.finfo(dtype).eps / step
-        up, above = gradient_at(step)
-        # with one side alone: as if the other one were its mirror image
-        down, below = gradient_at(-step) if both else (2 * loss - up, None)
-        seen = (up - down) / (2 * step)
-        unsure = SURE * abs(up + down - 2 * loss) / step + rounding * abs(loss)
-        error, products, uncertain = "", {}, {}
-        if abs(seen - slope) > TOLERANCE[dtype][0] * abs(slope) + unsure:
-            error = (
-                f"The gradient is not the loss's, which changes by {seen:.4g} along a direction "
-                f"for which the gradient says {slope:.4g}"
-            )
-        for p, g in gradient.items():
-            mirrored = below[p] if both else 2 * g - above[p]
-            products[p] = (above[p] - mirrored) / (2 * step)
-            bend = root_mean_square(above[p] + mirrored - 2 * g) / step
-            uncertain[p] = SURE * bend + rounding * largest / scales[p]
-        found = Differences(vectors, products, uncertain, error)
-        if best is None or len(found.unclear) < len(best.unclear):
-            best = found
-        if not best.unclear:
-            break
-    return best
+    up, above = gradient_at(step)
+    # with one side alone, as if the other one were its mirror image
+    down, below = gradient_at(-step) if both else (2 * loss - up, None)
+    slope = sum(float((gradient[p] * v).sum()) for p, v in vectors.items())
+    seen, error = (up - down) / (2 * step), ""
+    unsure = SURE * abs(up + down - 2 * loss) / step + rounding * abs(loss)
+    if abs(seen - slope) > own * abs(slope) + unsure:
+        error = (
+            f"The gradient is not the loss's, which changes by {seen:.4g} along a direction for "
+            f"which the gradient says {slope:.4g}"
+        )
+    products, uncertain = {}, {}
+    for p, g in gradient.items():
+        mirrored = below[p] if both else 2 * g - above[p]
+        products[p] = (above[p] - mirrored) / (2 * step)
+        bend = root_mean_square(above[p] + mirrored - 2 * g) / step
+        uncertain[p] = SURE * bend + rounding * largest / scales[p]
+    return Differences(vectors, products, uncertain, error)
+
+
+class _InFloat64(TorchFunctionMode):
+    """Raises where a model computes in a lower precision all the same."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        if isinstance(result, Tensor) and result.requires_grad and result.dtype != torch.float64:
+            raise TypeError("not in float64")
+        return result
 
 
 @contextmanager
@@ -200,8 +204,10 @@ def _moved(
     def gradient_at(step: float) -> tuple[float, dict[nn.Parameter, Tensor]]:
         for p, vector in vectors.items():
             p.data = kept[p].to(dtype) + step * vector.to(dtype)
-        value = problem.loss(problem.model, batch)
-        gradient = torch.autograd.grad(value, list(vectors), allow_unused=True)
+        value = problem.value(batch)
+        gradient = [None] * len(vectors)
+        if value.requires_grad:
+            gradient = torch.autograd.grad(value, list(vectors), allow_unused=True)
         return value.item(), {
             p: torch.zeros_like(p) if g is None else g
             for p, g in zip(vectors, gradient, strict=True)

@@ -26,6 +26,7 @@ Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -166,17 +167,18 @@ class GradientGraph:
 
     def nbytes(self) -> int:
         """Bytes that the graph keeps alive beside the parameters, each storage once."""
-        seen = {p.untyped_storage().data_ptr() for p in self.gradient}
-        total, gradient = 0, [g for g in self.gradient.values() if g is not None]
+        gradient = [g for g in self.gradient.values() if g is not None]
         saved = [getattr(node, k) for node in graph(gradient) for k in dir(node) if _SAVED(k)]
+        storages = {}
         for value in [*gradient, *saved]:
             for tensor in value if isinstance(value, tuple | list) else (value,):
                 if isinstance(tensor, Tensor):
-                    storage = tensor.untyped_storage()
-                    if storage.data_ptr() not in seen:
-                        seen.add(storage.data_ptr())
-                        total += storage.nbytes()
-        return total
+                    with suppress(RuntimeError):  # wrappers of forward-mode AD have none
+                        storage = tensor.untyped_storage()
+                        storages[storage.data_ptr()] = storage.nbytes()
+        for p in self.gradient:
+            storages.pop(p.untyped_storage().data_ptr(), None)
+        return sum(storages.values())
 
 
 class BlockHessians:
@@ -378,22 +380,22 @@ def checked(problem: Problem, parameters: Sequence[torch.nn.Parameter]) -> Gradi
         second derivative; a gradient or a product that is wrong.
     """
     problem.check_modes()
-    graph, _, wrong = _judged(problem, parameters, 0)
-    if wrong:
-        for seed in range(1, 1 + DIRECTIONS):
+    graph, derivatives, wrong = _judged(problem, parameters, 0)
+    for seed in range(1, 1 + DIRECTIONS):
+        if wrong:
             with displaced(parameters, seed):
-                _, derivatives, wrong = _judged(problem, parameters, seed)
-            if not wrong:
-                return GradientGraph(problem, problem.batches[0], parameters, derivatives)
+                graph, derivatives, wrong = _judged(problem, parameters, seed)
+            graph = None
+    if wrong:
         blame = "look for hooks that change gradients, and for functions with a custom backward"
         raise ProblemError(f"{wrong}: {blame}.")
-    return graph
+    return graph or GradientGraph(problem, problem.batches[0], parameters, derivatives)
 
 
 def _judged(
     problem: Problem, parameters: Sequence[torch.nn.Parameter], seed: int
 ) -> tuple[GradientGraph | None, str, str]:
-    """Graph of the first batch, the derivatives to take, and what is wrong (or empty).
+    """Graph of the first batch if it is at hand, the derivatives to take, and what is wrong.
 
     With seed 0, quickly: what disagrees may be right.
     """
