@@ -3,15 +3,15 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from blockspectra.blocks import Block
-from blockspectra.gradient_graph import GradientGraph, checked
+from blockspectra.hessian import SCRATCH, GradientGraph, checked, parameters_of
 from blockspectra.lanczos import BASES, Lanczos, basis_name, run_bytes
 from blockspectra.memory import available, in_use, readable
 from blockspectra.problem import Problem
-from blockspectra.products import SCRATCH, parameters_of
 
 RECURRENCE = 5  # passes over a vector that a Lanczos step makes beside those over its basis
 SAMPLE = 2**20  # numbers in the vectors that Lanczos itself is timed with
@@ -90,8 +90,10 @@ def estimate(
                 product[kind] = _seconds(lambda p=graph.product, g=given: p(*g), device)
         nbytes = graph.nbytes()
         kept = nbytes * (batches + SCRATCH) + need <= room
+        how = graph.derivatives
         del graph  # there may be room for one alone
-        made = 0 if kept else _seconds(lambda: GradientGraph(problem, batch, parameters), device, 1)
+        again = partial(GradientGraph, problem, batch, parameters, how)
+        made = 0 if kept else _seconds(again, device, 1)
     per_number = _lanczos_seconds(max(block.size for block in blocks), dtype, device)
     seconds = 0.0
     for block in blocks:

@@ -8,9 +8,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 from torch.utils._pytree import tree_leaves
 
-from blockspectra.double_backward import ProblemError
+
+class ProblemError(ValueError):
+    """Something about the model, the loss or the data forbids a Hessian; says what to do."""
+
+
+class OutOfMemory(ProblemError):
+    """There is not enough memory, in the budget or at all; says what to do."""
 
 
 class Problem:
@@ -64,6 +71,29 @@ class Problem:
                 f"and nan, or lower the scale of the initialisation."
             )
         return loss
+
+    def name_of(self, parameter: nn.Parameter) -> str:
+        """Return the name of a parameter and its module, for a sentence."""
+        for name, module in self.model.named_modules():
+            for key, other in module.named_parameters(prefix=name, recurse=False):
+                if other is parameter:
+                    return f"{key!r} (of the {type(module).__name__})"
+        return f"a parameter of shape {tuple(parameter.shape)} outside the model"
+
+    def check_modes(self) -> None:
+        """Refuse dropout, and BatchNorm that was not asked for, in training mode."""
+        for name, module in self.model.named_modules():
+            if module.training and isinstance(module, _DropoutNd) and module.p > 0:
+                raise ProblemError(
+                    f"Dropout is on in {name or 'the model'!r}: call model.eval() so that the loss "
+                    f"is a function of the weights alone."
+                )
+            if module.training and isinstance(module, _BatchNorm) and not self.batch_statistics:
+                raise ProblemError(
+                    f"BatchNorm {name or 'the model'!r} is in training mode, where the loss is no "
+                    f"mean over samples: call model.eval(), or pass batch_statistics=True to study "
+                    f"this on purpose."
+                )
 
     @contextmanager
     def curvature_mode(self) -> Iterator[None]:
@@ -125,3 +155,27 @@ def _batch_size(batch: Any) -> int:
     if tensor.shape[0] == 0:
         raise ProblemError("A batch is empty (its first dimension is 0): leave it out.")
     return tensor.shape[0]
+
+
+def explained(error: Exception) -> ProblemError:
+    """Turn what PyTorch says of a second derivative into a sentence that says what to do."""
+    text = str(error).splitlines()[0]
+    if is_out_of_memory(error):
+        return OutOfMemory(f"Out of memory in a Hessian product: use smaller batches. {text}")
+    if "attention" in text:
+        return ProblemError(
+            "The model uses fused (flash or efficient) attention, which has no second derivative: "
+            "remove the sdpa_kernel(...) it sets itself, or build it with eager attention "
+            f"(attn_implementation='eager'). PyTorch said: {text}"
+        )
+    return ProblemError(
+        f"The loss cannot be differentiated twice: replace the function named here. {text}"
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Say whether an allocation failed, on a GPU or in the host's memory."""
+    known = MemoryError | torch.OutOfMemoryError | OutOfMemory
+    # the CPU's allocator says it in words of its own on each system
+    said = ("DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory")
+    return isinstance(error, known) or any(words in str(error) for words in said)

@@ -22,12 +22,10 @@ from tqdm import tqdm
 from blockspectra.blocks import Block, whole
 from blockspectra.checkpoints import Checkpoints
 from blockspectra.distributed import Ranks
-from blockspectra.double_backward import OutOfMemory
-from blockspectra.gradient_graph import checked
+from blockspectra.hessian import SCRATCH, BlockHessians, checked, parameters_of
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
 from blockspectra.memory import available, in_use, readable
-from blockspectra.problem import Problem
-from blockspectra.products import SCRATCH, BlockHessians, parameters_of
+from blockspectra.problem import OutOfMemory, Problem
 from blockspectra.spectra import Spectra
 from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
 
@@ -169,7 +167,8 @@ def block_spectra(
     graphs = "kept graphs" if hessians.kept else "a graph made again each step"
     meta = {"steps": steps, "probes": probes, "seed": seed}
     meta |= {} if tolerance is None else {"tolerance": tolerance}
-    meta |= {"products": f"double backward on {graphs}, {at_once} at a time", "basis": basis}
+    how = f"double backward on {graphs}, {at_once} at a time; {hessians.derivatives}"
+    meta |= {"products": how, "basis": basis}
     return _spectra(blocks, results, tolerance, meta)
 
 

@@ -19,7 +19,7 @@ from scipy.stats import wasserstein_distance
 
 from blockspectra import Problem, Spectra, block_spectra, cross_entropy, partition
 from blockspectra.blocks import Block
-from blockspectra.products import dense_hessian
+from blockspectra.hessian import dense_hessian
 from companion.datasets import batches, photographs
 from companion.models.mixer import Mixer, MixerConfig
 

@@ -19,8 +19,8 @@ import torch
 
 from blockspectra import Problem, block_spectra, cross_entropy, partition
 from blockspectra.blocks import whole
+from blockspectra.hessian import BlockHessians
 from blockspectra.memory import in_bytes
-from blockspectra.products import BlockHessians
 from companion.models.gpt import GPT, GPT2
 
 TOKENS, REPEATS = 128, 3

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from blockspectra import Problem, block_spectra, cross_entropy, full_spectrum, partition
 from blockspectra.blocks import Block
-from blockspectra.products import block_products, hessian_product
+from blockspectra.hessian import block_products, hessian_product
 from companion.store import build_folder
 
 PINS = (

@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from blockspectra import Problem, block_spectra, cross_entropy, partition
 from blockspectra.blocks import Block, whole
-from blockspectra.products import BlockHessians
+from blockspectra.hessian import BlockHessians
 
 VECTORS = 4  # taken at once by vmap
 STEPS = 100  # of Lanczos, with re-orthogonalisation

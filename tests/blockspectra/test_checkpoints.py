@@ -21,8 +21,8 @@ import torch
 from blockspectra import block_spectra, cross_entropy, partition, slq
 from blockspectra import files as arrays
 from blockspectra.checkpoints import Checkpoints
+from blockspectra.hessian import SCRATCH, BlockHessians
 from blockspectra.lanczos import lanczos, run_bytes
-from blockspectra.products import SCRATCH, BlockHessians
 from blockspectra.spectra import ARRAYS
 from two_matrices import two_matrices
 

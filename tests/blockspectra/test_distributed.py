@@ -23,7 +23,7 @@ from blockspectra import (
     Spectra,
     block_spectra,
     full_spectrum,
-    gradient_graph,
+    hessian,
     lanczos,
     partition,
     products,
@@ -149,7 +149,7 @@ def test_ranks_take_the_probes_and_steps_that_one_process_takes_under_a_toleranc
 
 def short_of_memory(rank):
     """Rank 0 has room for all, rank 1 for one graph of two, and for two runs of six."""
-    gradient_graph.GradientGraph.nbytes = lambda graph: GIB
+    hessian.GradientGraph.nbytes = lambda graph: GIB
     slq.run_bytes = lambda *_: GIB // 5
     least = (1 + products.SCRATCH + 2 / 5) * GIB
     slq.available = lambda memory, device: int(least) + 1 if rank else 100 * GIB
@@ -265,7 +265,7 @@ def test_a_split_that_cannot_be_made_says_what_to_do(split, sentence):
 
 def failing(rank, split):
     """A product of rank 1 fails; that is caught, as in a notebook that goes on."""
-    problem, product, made = problem_of((1,) * 8), gradient_graph.GradientGraph.product, []
+    problem, product, made = problem_of((1,) * 8), hessian.GradientGraph.product, []
 
     def limited(graph, *arguments):
         made.append(1)
@@ -273,7 +273,7 @@ def failing(rank, split):
             raise ZeroDivisionError("the data is gone")
         return product(graph, *arguments)
 
-    gradient_graph.GradientGraph.product = limited
+    hessian.GradientGraph.product = limited
     try:
         measured(problem, ranks=split)
     except (ZeroDivisionError, ConnectionError) as error:

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from blockspectra import Problem, block_spectra, partition
+from blockspectra.hessian import BlockHessians
 from blockspectra.memory import available, free, groups, in_bytes, in_use, readable
-from blockspectra.products import BlockHessians
 
 CPU = torch.device("cpu")
 MIB = 2**20

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from blockspectra import block_spectra, partition, slq
 from blockspectra.blocks import Block, Piece
+from blockspectra.hessian import SCRATCH, BlockHessians, OutOfMemory, dense_hessian
 from blockspectra.lanczos import Lanczos, lanczos, run_bytes
-from blockspectra.products import SCRATCH, BlockHessians, OutOfMemory, dense_hessian
 from blockspectra.slq import ProbeBatch, Settings, probe_vector
 from blockspectra.spectra import ARRAYS
 from two_matrices import two_matrices

@@ -18,7 +18,7 @@ from scipy.special import ndtr
 
 from blockspectra import Problem, Spectra, block_spectra, full_spectrum, partition, quadrature
 from blockspectra.blocks import whole
-from blockspectra.products import dense_hessian
+from blockspectra.hessian import dense_hessian
 from blockspectra.quadrature import bin_mass
 from blockspectra.slq import probe_vector
 from blockspectra.spectra import ARRAYS, concat

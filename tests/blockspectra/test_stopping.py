@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
 from blockspectra import partition
+from blockspectra.hessian import dense_hessian
 from blockspectra.lanczos import lanczos
-from blockspectra.products import dense_hessian
 from blockspectra.quadrature import deflated_quadrature, ritz
 from blockspectra.stopping import (
     BY_STEPS,

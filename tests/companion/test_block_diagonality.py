@@ -12,8 +12,8 @@ import torch.nn.functional as F
 
 from blockspectra import partition
 from blockspectra.blocks import whole
+from blockspectra.hessian import dense_hessian
 from blockspectra.problem import Problem
-from blockspectra.products import dense_hessian
 from companion.experiments.block_diagonality import (
     BlockShares,
     HessianImage,

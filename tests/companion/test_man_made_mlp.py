@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from blockspectra import Problem, cross_entropy, partition
-from blockspectra.products import dense_hessian
+from blockspectra.hessian import dense_hessian
 from companion import datasets
 from companion.experiments.man_made_mlp import (
     MIDDLE,

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from blockspectra import Problem, cross_entropy, partition
-from blockspectra.products import dense_hessian
+from blockspectra.hessian import dense_hessian
 from blockspectra.slq import probe_vector
 from companion.models.gpt import GPT, GPTConfig
 

@@ -14,7 +14,7 @@ from blockspectra.cost import Cost, estimate
 from blockspectra.diagnosis import page as diagnosis_page
 from blockspectra.diagnosis.advice import Advice, advise
 from blockspectra.diagnosis.block_table import block_table
-from blockspectra.diagnosis.obstacles import custom_functions, made_ready, refuse
+from blockspectra.diagnosis.obstacles import made_ready, refuse
 from blockspectra.diagnosis.references import JS0, placed, references, settings
 from blockspectra.distance import heterogeneity, js_matrix
 from blockspectra.environment import environment
@@ -176,7 +176,6 @@ def diagnose(
         )
         divergences = js_matrix(spectra)
         table = block_table(problem, blocks, spectra, divergences)
-        notes += custom_functions(problem)
     asked = {"steps": steps, "probes": probes, "seed": seed} | _about(problem)
     as_usual = [b.name for b in blocks] == [b.name for b in default]
     measures, own = heterogeneity(spectra), references()

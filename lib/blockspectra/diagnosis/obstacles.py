@@ -11,13 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from blockspectra.double_backward import OutOfMemory, explained, graph
-from blockspectra.problem import Problem, ProblemError
-from blockspectra.products import hessian_product
+from blockspectra.hessian import checked
+from blockspectra.problem import OutOfMemory, Problem, ProblemError, explained
 
 
 @contextmanager
@@ -55,8 +53,7 @@ def refuse(problem: Problem) -> None:
     ProblemError
         Parameters in half precision, complex, made in inference mode or without values;
         ``max_norm`` of an embedding;
-        autocast; all that `checked` refuses; a second derivative that is not finite. Where
-        one is to blame, with the module.
+        autocast; all that `checked` refuses, with the module where one is to blame.
     """
     for name, parameter in problem.model.named_parameters():
         if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
@@ -90,11 +87,7 @@ def refuse(problem: Problem) -> None:
         batch_statistics=problem.batch_statistics,
     )
     try:
-        if not _is_finite(first):
-            raise ProblemError(
-                "A second derivative is not finite: some function has none here, as a norm or a "
-                "square root of 0"
-            )
+        _check(first)
     except OutOfMemory:
         raise
     except (RuntimeError, NotImplementedError, ProblemError) as error:
@@ -105,28 +98,6 @@ def refuse(problem: Problem) -> None:
         else:
             place = "" if call.name and repr(call.name) in told else f" (it is in {call.place})"
         raise ProblemError(told.rstrip(".") + place + ".") from error
-
-
-def custom_functions(problem: Problem) -> list[str]:
-    """Say which autograd functions on the way to the loss have a derivative of their own making.
-
-    Of these a second derivative is taken as their authors wrote it. One that keeps its gradient
-    from the forward pass, as fused losses do, loses a term of the Hessian, and stays symmetric.
-
-    Returns
-    -------
-    list of str
-        One sentence, or none.
-    """
-    with problem.curvature_mode():
-        nodes = list(graph([problem.value(problem.batches[0])]))
-    names = sorted({node.name() for node in nodes if isinstance(node, BackwardCFunction)})
-    if not names:
-        return []
-    return [
-        f"The loss passes through functions with a backward of their own ({', '.join(names)}), and "
-        f"nothing here can tell whether their second derivative is right."
-    ]
 
 
 class Call(NamedTuple):
@@ -206,17 +177,15 @@ def _fails(call: Call) -> bool:
     if not isinstance(value, Tensor) or not value.requires_grad or not torch.isfinite(value):
         return False
     try:
-        return not _is_finite(Problem(again, lambda model, _: model(), [torch.zeros(1)]))
+        _check(Problem(again, lambda model, _: model(), [torch.zeros(1)]))
     except (RuntimeError, NotImplementedError, ProblemError):
         return True
+    return False
 
 
-def _is_finite(problem: Problem) -> bool:
-    """Check the problem, and say whether its Hessian times a vector is finite."""
-    parameters = [p for p in problem.model.parameters() if p.requires_grad]
-    size, seed = sum(p.numel() for p in parameters), torch.Generator().manual_seed(0)
-    vector = torch.randn(size, generator=seed).to(_device(problem.model))
-    return bool(torch.isfinite(hessian_product(problem, vector)).all())
+def _check(problem: Problem) -> None:
+    with problem.curvature_mode():
+        checked(problem, [p for p in problem.model.parameters() if p.requires_grad])
 
 
 def _device(module: nn.Module) -> torch.device:

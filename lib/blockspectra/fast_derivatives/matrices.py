@@ -17,7 +17,7 @@ As one function, attention has none of the copies, scalings and sums between tho
 
 Products of many matrices at once, :math:`ab`, are for attention that is written out: copies of
 views that are not contiguous are made once, and both parts of the derivative in :math:`g` are
-summed as they arise. How both visits of a function meet is told in `twice_rows`.
+summed as they arise. How both visits of a function meet is told in `rows`.
 """
 
 import torch
@@ -34,8 +34,10 @@ class Attention(Function):
         ctx.set_materialize_grads(False)
         ctx.shapes, ctx.scale = [x.shape for x in (q, k, v)], scale
         scores = q * scale @ k.mT
-        # rows in which all is forbidden are zero, as in PyTorch's own attention
-        p = torch._safe_softmax(scores if bias is None else scores + bias, -1)
+        if bias is None:
+            p = scores.softmax(-1)
+        else:  # rows in which all is forbidden are zero, as in PyTorch's own attention
+            p = (scores + bias).softmax(-1).masked_fill_(bias.isneginf().all(-1, keepdim=True), 0)
         kept = [_flat(x) for x in (q * scale, k * scale, v, p)]
         tokens = [token_of(x) for x in kept]
         ctx.save_for_backward(*kept, *tokens)

@@ -36,7 +36,6 @@ import torch
 import torch.nn.functional as F
 from torch.autograd import Function
 
-gelu_backward = torch.ops.aten.gelu_backward
 softmax_backward = torch.ops.aten._softmax_backward_data
 layer_norm_backward = torch.ops.aten.native_layer_norm_backward
 ONCE = "this gradient can be taken once, and differentiated once more"
@@ -48,7 +47,8 @@ class Gelu(Function):
     @staticmethod
     def forward(ctx, x):
         ctx.set_materialize_grads(False)
-        slope, token = gelu_backward(torch.ones_like(x), x), token_of(x)
+        density = torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+        slope, token = torch.special.ndtr(x).addcmul_(x, density), token_of(x)
         ctx.save_for_backward(x, slope, token)
         return F.gelu(x), token
 
@@ -62,7 +62,7 @@ class Gelu(Function):
             with torch.no_grad():
                 curvature = torch.exp(-x * x / 2) * (2 - x * x) / math.sqrt(2 * math.pi)
                 ctx._saved_once = [g * curvature]
-            return GeluGradient.apply(g, token, x.detach(), slope)
+            return GeluGradient.apply(g, token, slope)
         if v is None:  # in a product
             return g * slope
         (bend,) = ctx._saved_once
@@ -73,15 +73,15 @@ class GeluGradient(Function):
     """Its gradient."""
 
     @staticmethod
-    def forward(ctx, g, token, x, slope):
+    def forward(ctx, g, token, slope):
         ctx.save_for_backward(slope)
-        return gelu_backward(g, x)
+        return g * slope
 
     @staticmethod
     def backward(ctx, v):
         last_visit()
         (slope,) = ctx.saved_tensors
-        return v * slope, v, None, None
+        return v * slope, v, None
 
 
 class Softmax(Function):

@@ -15,9 +15,9 @@ from scipy.stats import wasserstein_distance
 
 from blockspectra.blocks import Block, partition
 from blockspectra.distance import FLOOR, SIGMA, pairwise, signed_log
+from blockspectra.hessian import dense_hessian
 from blockspectra.lanczos import Tridiagonal, lanczos
 from blockspectra.problem import Problem, cross_entropy
-from blockspectra.products import dense_hessian
 from blockspectra.quadrature import bin_mass, gauss_quadrature
 from blockspectra.slq import probe_vector
 from companion import datasets

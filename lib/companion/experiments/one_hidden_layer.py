@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blockspectra.blocks import whole
+from blockspectra.hessian import dense_hessian
 from blockspectra.problem import Problem, cross_entropy
-from blockspectra.products import dense_hessian
 from companion import datasets
 from companion.datasets.samples import generator
 from companion.models.mlp import MLP, MLPConfig

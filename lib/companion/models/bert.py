@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from blockspectra.fast_derivatives.attention import attention
-
 
 @dataclass(frozen=True)
 class BERTConfig:
@@ -57,7 +55,7 @@ class Attention(nn.Module):
             linear(x).view(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, nh, T, hs)
             for linear in (self.query, self.key, self.value)
         )
-        y = attention(q, k, v)  # (B, nh, T, hs)
+        y = F.scaled_dot_product_attention(q, k, v)  # (B, nh, T, hs)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 

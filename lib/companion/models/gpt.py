@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from blockspectra.fast_derivatives.attention import attention
-
 
 @dataclass(frozen=True)
 class GPTConfig:
@@ -61,8 +59,7 @@ class CausalSelfAttention(nn.Module):
             part.view(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, nh, T, hs)
             for part in self.c_attn(x).split(C, dim=2)
         )
-        future = torch.full((T, T), float("-inf"), dtype=x.dtype, device=x.device).triu(1)
-        y = attention(q, k, v, future)  # (B, nh, T, hs)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, nh, T, hs)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
 

@@ -1,4 +1,4 @@
-"""The context in which functions are replaced by those of `twice_rows` and `twice_matrices`."""
+"""The context in which functions of PyTorch are replaced by those of `rows` and `matrices`."""
 
 import math
 from collections.abc import Iterable
@@ -8,26 +8,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from blockspectra.fast_derivatives.attention import attention
 from blockspectra.fast_derivatives.matrices import Attention, Matmul
 from blockspectra.fast_derivatives.rows import CrossEntropy, Gelu, LayerNorm, Softmax
 
 
-class CheapTwice(TorchFunctionMode):
+class FastDerivatives(TorchFunctionMode):
     """Inside this context these functions can be differentiated cheaply again.
 
-    Not more than twice, which is why it is for making a `GradientGraph` alone. Calls of them in
-    other dtypes, under autocast or inside ``torch.func``, are left as they are.
+    Not more than twice, and not by forward-mode AD or ``torch.func``: they raise then.
 
     Parameters
     ----------
     wanted : iterable of torch.nn.Parameter, optional
         Those that will be differentiated in: to these functions, others are constants. All if None.
+
+    Attributes
+    ----------
+    replaced : bool
+        Whether any function was.
     """
 
     def __init__(self, wanted: Iterable[nn.Parameter] | None = None):
         super().__init__()
         self.wanted = None if wanted is None else {id(p) for p in wanted}
+        self.replaced = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """See `torch.overrides.TorchFunctionMode`."""
@@ -36,6 +40,7 @@ class CheapTwice(TorchFunctionMode):
             ours, arguments = OURS[func]
             given = arguments(*args, **kwargs)
             if given is not None and _fits(given[0]):
+                self.replaced = True
                 result = ours.apply(*map(self._constant, given))
                 return result if isinstance(result, Tensor) else result[0]
         return func(*args, **kwargs)
@@ -47,9 +52,8 @@ class CheapTwice(TorchFunctionMode):
 
 
 def _fits(x: Tensor) -> bool:
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(x)
-    plain = x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled()
-    return plain and not wrapped and torch.is_grad_enabled() and x.requires_grad
+    real = x.dtype in (torch.float32, torch.float64)
+    return real and torch.is_grad_enabled() and x.requires_grad
 
 
 # how each function may be called; None for a call that is left as it is
@@ -85,11 +89,7 @@ def _cross_entropy_arguments(input, target, ignore_index=-100, reduction="mean",
     return (input, target, ignore_index) if plain else None
 
 
-def _attention_arguments(q, k, v, bias=None):
-    return q, k, v, bias, 1 / math.sqrt(q.shape[-1])
-
-
-def _fused_attention_arguments(
+def _attention_arguments(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ):
     """Without dropout, of as many keys' heads as queries', under a mask that is constant."""
@@ -108,8 +108,7 @@ def _fused_attention_arguments(
 
 
 OURS = {
-    attention: (Attention, _attention_arguments),
-    F.scaled_dot_product_attention: (Attention, _fused_attention_arguments),
+    F.scaled_dot_product_attention: (Attention, _attention_arguments),
     F.cross_entropy: (CrossEntropy, _cross_entropy_arguments),
     F.gelu: (Gelu, _gelu_arguments),
     torch.matmul: (Matmul, _matmul_arguments),

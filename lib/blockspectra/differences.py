@@ -1,0 +1,246 @@
+r"""Differences of plain gradients and of the loss, with which products with the Hessian must agree.
+
+Along a direction :math:`v` they are :math:`D_\pm = \pm(g(w \pm hv) - g(w))/h`. The product
+:math:`Hv` is their mean, but for about half of :math:`|D_+ - D_-|`, whatever makes that uncertain:
+the third derivative, rounding, or a ReLU that switches in between. So each parameter is judged on
+its own scale and by its own uncertainty, and what is too uncertain to tell is not refused. The
+gradients share nothing with the product: no function is replaced, and a hook acts once. A gradient
+that is not the loss's own fails against differences of the loss along the same direction.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from blockspectra.problem import Problem
+
+# Step, as a share of each parameter's root mean square. In float64, rounding is 1e-8 of the
+# gradient, and among 1e6 activations hardly any ReLU switches: errors of 1e-8 in the models here.
+# In float32 rounding asks for far more, and ReLUs do switch.
+STEP = {torch.float64: 1e-8, torch.float32: 1e-3}
+# Least error of a product that is refused: a share of its own size in this parameter, and of the
+# largest one in any, for terms may cancel (in the bias of keys, to zero). Sound products have 1e-3
+# of that in either precision.
+TOLERANCE = {torch.float64: (1e-4, 1e-6), torch.float32: (1e-2, 1e-5)}
+SURE = 3  # times the uncertainty: of few numbers, D₊ and D₋ may be alike by chance
+NEARBY = 1e-3  # a displacement, as a share like the steps
+ROUNDING = 20  # error of a sum, in units of the machine's for its largest terms
+
+
+@dataclass(frozen=True, eq=False)
+class Differences:
+    """Differences along one direction through some parameters.
+
+    Attributes
+    ----------
+    vectors : dict, parameter → Tensor
+        The direction.
+    products : dict, parameter → Tensor
+        By differences, the Hessian times the direction.
+    uncertain : dict, parameter → float
+        Largest root mean square of their error.
+    slope_error : str
+        What is wrong with the gradient; empty where nothing is.
+    """
+
+    vectors: dict[nn.Parameter, Tensor]
+    products: dict[nn.Parameter, Tensor]
+    uncertain: dict[nn.Parameter, float]
+    slope_error: str
+
+    @property
+    def unclear(self) -> list[nn.Parameter]:
+        """Parameters in which an error above the tolerance may not show."""
+        return [p for p, bound in _tolerated(self.products).items() if self.uncertain[p] > bound]
+
+    def wrong(self, product: Mapping[nn.Parameter, Tensor]) -> nn.Parameter | None:
+        """Return the parameter in which the Hessian times the direction is most wrong, if any."""
+        return differing(product, self.products, self.uncertain)
+
+
+def differing(
+    product: Mapping[nn.Parameter, Tensor],
+    right: Mapping[nn.Parameter, Tensor],
+    uncertain: Mapping[nn.Parameter, float] | None = None,
+) -> nn.Parameter | None:
+    """Return the parameter in which two products with the Hessian differ most, if in any.
+
+    Each is judged on its own scale, by the tolerance and by how uncertain the right one is.
+    """
+    most, worst = 1.0, None
+    for p, bound in _tolerated(right).items():
+        error = root_mean_square(product[p] - right[p])
+        bound += uncertain[p] if uncertain else 0.0
+        if error > most * bound:
+            most, worst = (error / bound if bound else math.inf), p
+    return worst
+
+
+def differences(
+    problem: Problem,
+    batch: Any,
+    parameters: Sequence[nn.Parameter],
+    seed: int = 0,
+    *,
+    both: bool = True,
+) -> Differences:
+    """Take differences, in float64 where model and device lend themselves to it.
+
+    What remains of their error is then far below that of products in float32.
+
+    Parameters
+    ----------
+    problem : Problem
+    batch
+        One of the problem's.
+    parameters : sequence of torch.nn.Parameter
+        Moved, and put back. A graph that is kept meanwhile makes differences uncertain.
+    seed : int
+        Of the direction.
+    both : bool
+        Take both sides, by three gradients. Otherwise, in float64, one side by two. What agrees
+        with it is right; whether what does not is wrong, its uncertainty does not tell.
+    """
+    vectors = _direction(parameters, seed)
+    try:
+        with _moved(problem, tree_map(_to_float64, batch), vectors, torch.float64) as gradient_at:
+            return _taken(gradient_at, vectors, torch.float64, both)
+    except Exception:  # float32 inside of the model, a GPU without float64
+        with _moved(problem, batch, vectors, parameters[0].dtype) as gradient_at:
+            return _taken(gradient_at, vectors, torch.float32, both=True)
+
+
+def _taken(
+    gradient_at: Callable[[float], tuple[float, dict[nn.Parameter, Tensor]]],
+    vectors: dict[nn.Parameter, Tensor],
+    precision: torch.dtype,
+    both: bool,
+) -> Differences:
+    scales, step, (own, _) = _scales(vectors), STEP[precision], TOLERANCE[precision]
+    rounding = ROUNDING * torch.finfo(precision).eps / step
+    with _InFloat64() if precision == torch.float64 else nullcontext():
+        loss, gradient = gradient_at(0)
+    largest = max(scales[p] * root_mean_square(g) for p, g in gradient.items())
+    up, above = gradient_at(step)
+    # with one side alone, as if the other one were its mirror image
+    down, below = gradient_at(-step) if both else (2 * loss - up, None)
+    slope = sum(float((gradient[p] * v).sum()) for p, v in vectors.items())
+    seen, error = (up - down) / (2 * step), ""
+    unsure = SURE * abs(up + down - 2 * loss) / step + rounding * abs(loss)
+    if abs(seen - slope) > own * abs(slope) + unsure:
+        error = (
+            f"The gradient is not the loss's, which changes by {seen:.4g} along a direction for "
+            f"which the gradient says {slope:.4g}"
+        )
+    products, uncertain = {}, {}
+    for p, g in gradient.items():
+        mirrored = below[p] if both else 2 * g - above[p]
+        products[p] = (above[p] - mirrored) / (2 * step)
+        bend = root_mean_square(above[p] + mirrored - 2 * g) / step
+        uncertain[p] = SURE * bend + rounding * largest / scales[p]
+    return Differences(vectors, products, uncertain, error)
+
+
+class _InFloat64(TorchFunctionMode):
+    """Raises where a model computes in a lower precision all the same."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **kwargs or {})
+        if isinstance(result, Tensor) and result.requires_grad and result.dtype != torch.float64:
+            raise TypeError("not in float64")
+        return result
+
+
+@contextmanager
+def displaced(parameters: Sequence[nn.Parameter], seed: int) -> Iterator[None]:
+    """Move parameters a little at random, and put them back on leaving.
+
+    Where a ReLU is at exactly 0, as with biases of 0 behind other ReLUs, differences say nothing of
+    the Hessian; nearby they do.
+    """
+    kept = {p: p.data for p in parameters}
+    try:
+        for p, vector in _direction(parameters, seed).items():
+            p.data = p.data + NEARBY * vector
+        yield
+    finally:
+        for p, data in kept.items():
+            p.data = data
+
+
+def _direction(parameters: Sequence[nn.Parameter], seed: int) -> dict[nn.Parameter, Tensor]:
+    """Make a random direction with entries of the size of each parameter's own.
+
+    So no layer drowns the others because its weights are small and its Hessian therefore large.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        p: torch.randn(p.shape, generator=generator).to(p) * scale
+        for p, scale in _scales(parameters).items()
+    }
+
+
+@contextmanager
+def _moved(
+    problem: Problem,
+    batch: Any,
+    vectors: Mapping[nn.Parameter, Tensor],
+    dtype: torch.dtype,
+) -> Iterator[Callable[[float], tuple[float, dict[nn.Parameter, Tensor]]]]:
+    """Yield a function from steps to loss and plain gradient; parameters are put back at the end.
+
+    Other parameters and buffers are copies meanwhile, too, all in the one dtype.
+    """
+    tensors = {*problem.model.parameters(), *problem.model.buffers(), *vectors}
+    kept = {t: t.data for t in tensors}
+
+    def gradient_at(step: float) -> tuple[float, dict[nn.Parameter, Tensor]]:
+        for p, vector in vectors.items():
+            p.data = kept[p].to(dtype) + step * vector.to(dtype)
+        value = problem.value(batch)
+        gradient = [None] * len(vectors)
+        if value.requires_grad:
+            gradient = torch.autograd.grad(value, list(vectors), allow_unused=True)
+        return value.item(), {
+            p: torch.zeros_like(p) if g is None else g
+            for p, g in zip(vectors, gradient, strict=True)
+        }
+
+    try:
+        for t in tensors:
+            t.data = t.data.to(dtype if t.is_floating_point() else t.dtype, copy=True)
+        yield gradient_at
+    finally:
+        for t, data in kept.items():
+            t.data = data
+
+
+def _tolerated(products: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, float]:
+    scales, (own, share) = _scales(products), TOLERANCE[next(iter(products)).dtype]
+    sizes = {p: root_mean_square(x) for p, x in products.items()}
+    floor = share * max(scales[p] * size for p, size in sizes.items())
+    return {p: own * size + floor / scales[p] for p, size in sizes.items()}
+
+
+def _scales(parameters: Iterable[nn.Parameter]) -> dict[nn.Parameter, float]:
+    """Root mean square of each parameter; that of all where it is 0, `displaced` or not."""
+    sizes = {p: root_mean_square(p.detach()) for p in parameters}
+    numbers = sum(p.numel() for p in sizes)
+    usual = (sum(p.numel() * size**2 for p, size in sizes.items()) / max(1, numbers)) ** 0.5 or 1.0
+    return {p: size if size > 2 * NEARBY * usual else usual for p, size in sizes.items()}
+
+
+def root_mean_square(x: Tensor) -> float:
+    """Root mean square of a tensor's entries, 0 where there are none."""
+    return float(torch.linalg.vector_norm(x, dtype=torch.float64)) / max(1, x.numel()) ** 0.5
+
+
+def _to_float64(x: Any) -> Any:
+    return x.double() if isinstance(x, Tensor) and x.dtype == torch.float32 else x
