@@ -26,7 +26,6 @@ from blockspectra import (
     hessian,
     lanczos,
     partition,
-    products,
     slq,
 )
 from blockspectra.distributed import Ranks
@@ -151,7 +150,7 @@ def short_of_memory(rank):
     """Rank 0 has room for all, rank 1 for one graph of two, and for two runs of six."""
     hessian.GradientGraph.nbytes = lambda graph: GIB
     slq.run_bytes = lambda *_: GIB // 5
-    least = (1 + products.SCRATCH + 2 / 5) * GIB
+    least = (1 + hessian.SCRATCH + 2 / 5) * GIB
     slq.available = lambda memory, device: int(least) + 1 if rank else 100 * GIB
     spectra = measured(problem_of((2, 1, 3, 2)), ranks="batches", memory="named")
     return spectra.meta["products"], arrays(spectra)

@@ -25,7 +25,7 @@ from blockspectra.hessian import (
     hessian_product,
 )
 from companion.models import GPT, gpt
-from companion.setups import ARCHITECTURES, setup
+from companion.setups import REDUCED, setup
 from custom_functions import OnceOnly
 
 
@@ -125,7 +125,7 @@ def test_a_quadratic_has_its_own_matrix_and_its_blocks_have_the_diagonal_ones():
 # independent derivatives of the real models, and of the hard kinds of layer
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", REDUCED)
 def test_every_block_agrees_with_torch_func_and_with_finite_differences(name):
     problem = problem_of(name)
     for block in partition(problem.model):

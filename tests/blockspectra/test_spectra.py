@@ -22,9 +22,9 @@ from blockspectra.hessian import dense_hessian
 from blockspectra.quadrature import bin_mass
 from blockspectra.slq import probe_vector
 from blockspectra.spectra import ARRAYS, concat
-from companion.setups import ARCHITECTURES, setup
+from companion.setups import REDUCED, setup
 
-MODELS = list(ARCHITECTURES)
+MODELS = list(REDUCED)
 
 
 @cache
