@@ -34,9 +34,9 @@ def block_table(
     Returns
     -------
     DataFrame
-        Indexed by block: size; lambda_max (largest Ritz value, a lower bound); trace and its
-        standard error over probes, trace_error; gradient_norm (of the mean loss); zero_share (of eigenvalues,
-        as of `zero_share`); distance (mean divergence from the other blocks, nats); z_distance,
+        Indexed by block: size; lambda_max (largest Ritz value, a lower bound); trace, trace_error
+        (over probes); gradient_norm (of the mean loss); zero_share (of eigenvalues, as `zero_share`
+        counts them); distance (mean divergence from the other blocks, nats); z_distance,
         z_lambda_max (`robust_z` of the distance and of log10 λ_max); stands_out (why, or empty).
     """
     traces, counts = spectra.traces(), spectra.counts
