@@ -4,13 +4,6 @@ import subprocess
 import sys
 
 SLOW = {"matplotlib", "pandas", "scipy", "jinja2", "blockspectra.diagnosis"}
-    "matplotlib",
-    "pandas",
-    "scipy",
-    "jinja2",
-    "blockspectra.diagnosis",
-    "blockspectra.plotting",
-)
 
 
 def test_the_library_imports_little_beside_torch():
