@@ -1,13 +1,17 @@
 """Numbers with their standard errors: jackknife, bootstrap, rank correlation, thresholds."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
+
+if TYPE_CHECKING:
+    import pandas as pd  # slow to import
 
 WORDS = {True: "holds", False: "fails", None: "undecided"}
 

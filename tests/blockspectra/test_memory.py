@@ -167,6 +167,7 @@ def test_the_peak_of_the_process_stays_within_the_budget(case, extra, kept, at_o
     sizes, count, settings = CASES[case]
     process = context.Process(target=child, args=(tell, sizes, count, extra, settings))
     process.start()
+    tell.close()  # so that a child that fails is no wait forever
     seen = told.recv()
     process.join()
     assert seen["peak"] < seen["budget"]

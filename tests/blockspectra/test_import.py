@@ -1,0 +1,12 @@
+"""Only this file sees `import blockspectra` become slow, or need what a script does not have."""
+
+import subprocess
+import sys
+
+SLOW = {"matplotlib", "pandas", "scipy", "jinja2", "blockspectra.diagnosis"}
+
+
+def test_the_library_imports_little_beside_torch():
+    code = "import sys, blockspectra; print(*sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not SLOW & set(run.stdout.split())
