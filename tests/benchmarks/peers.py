@@ -22,6 +22,7 @@ import numpy as np
 import released
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockspectra import Problem, block_spectra, cross_entropy, full_spectrum, partition
 from blockspectra.blocks import Block
@@ -340,6 +341,7 @@ def densities(problem: Problem, blocks: Sequence[Block], steps: int, probes: int
     return {f"{name}_seconds_a_block": float(f"{times.median(name):.2g}") for name in cases}
 
 
+@sdpa_kernel(SDPBackend.MATH)  # peers differentiate twice what PyTorch would fuse
 def measure(quick: bool) -> dict:
     """Measure everything."""
     warnings.filterwarnings("ignore", message="Using backward.. with create_graph")

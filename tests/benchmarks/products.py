@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
+from unittest.mock import patch
 
 import bench
 import torch
@@ -19,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from blockspectra import Problem, block_spectra, cross_entropy, partition
 from blockspectra.blocks import Block, whole
+from blockspectra.fast_derivatives.mode import OURS
 from blockspectra.hessian import BlockHessians
 
 VECTORS = 4  # taken at once by vmap
@@ -227,6 +229,27 @@ def within_lanczos(problem: Problem, place: bench.Place, steps: int, parts: int)
     }
 
 
+def by_plain_derivatives(problem: Problem, place: bench.Place, steps: int, quick: bool) -> dict:
+    """Whole time of `block_spectra` by plain second derivatives, as a ratio to cheap ones."""
+    blocks = partition(problem.model)
+
+    def spectra() -> None:
+        block_spectra(problem, blocks, steps=steps, probes=1, progress=False)
+
+    def plain() -> None:
+        with patch.dict(OURS, clear=True):  # nothing is replaced then
+            spectra()
+
+    times = bench.rounds({"cheap": spectra, "plain": plain}, 1 if quick else 2, place, warm=False)
+    return {
+        **place.columns,
+        "method": "spectra by plain second derivatives, to those by cheap ones",
+        "blocks": "all",
+        **times.ratio("plain", "cheap"),
+        "note": f"{steps} steps",
+    }
+
+
 def by_two_processes(problem: Problem, place: bench.Place, steps: int, quick: bool) -> dict:
     """Whole time of two processes that share the blocks, a product; the unit has both cores."""
     pair, gradient = bench.Pair(quick), bench.gradient(problem)
@@ -302,6 +325,7 @@ def measure(quick: bool) -> dict:
         with problem.curvature_mode():
             found, each = one_product(problem, place, repeats)
         found.append(within_lanczos(problem, place, steps, parts))
+        found.append(by_plain_derivatives(problem, place, min(steps, 20), quick))
         if place == bench.TWO:
             found.append(by_two_processes(problem, place, steps, quick))
         if not quick and place != bench.ONE:  # once: compiling takes minutes
@@ -322,6 +346,8 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["compiled"]:
         here = bench.Place(sys.argv[3], int(sys.argv[4]))
         here.enter()
-        print(json.dumps(compiled(sys.argv[2], bench.reference(False, here.device), here, 7)))
+        reference = bench.reference(False, here.device)
+        with reference.curvature_mode():
+            print(json.dumps(compiled(sys.argv[2], reference, here, 7)))
     else:
         bench.run("products", measure, __doc__)

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from companion.models import (
     BERT,
@@ -311,6 +312,7 @@ FLAT = ("key.bias", "token_mix.fc2.bias")
 
 
 @pytest.mark.parametrize(("Model", "config"), TINY)
+@sdpa_kernel(SDPBackend.MATH)  # fused attention has no second derivative
 def test_every_block_has_a_hessian(Model, config):
     model, (x, y) = build(Model, config), batch(Model, config)
     loss = loss_of(model, x, y)
@@ -325,6 +327,7 @@ def test_every_block_has_a_hessian(Model, config):
 
 
 @pytest.mark.parametrize(("Model", "config"), TINY)
+@sdpa_kernel(SDPBackend.MATH)  # fused attention has no second derivative
 def test_double_backward_is_the_difference_of_gradients(Model, config):
     model, (x, y) = build(Model, config), batch(Model, config)
     vector = {name: torch.randn_like(w) for name, w in model.named_parameters()}
