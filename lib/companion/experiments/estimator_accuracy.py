@@ -127,21 +127,10 @@ def by_block(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def exact_eigenvalues(blocks: Mapping[str, tuple[Problem, Block]]) -> pd.DataFrame:
-    """All eigenvalues of block Hessians, by the dense matrix.
-
-    Parameters
-    ----------
-    blocks : mapping
-        Title → problem and block; memory grows with the square of the block's size.
-
-    Returns
-    -------
-    DataFrame
-        block (its title), eigenvalue (ascending in a block).
-    """
+    """All eigenvalues of block Hessians, by the dense matrix: block (its title), eigenvalue."""
     found = [
-        pd.DataFrame({"block": title, "eigenvalue": torch.linalg.eigvalsh(hessian).numpy()})
-        for title, hessian in ((t, dense_hessian(*where)) for t, where in blocks.items())
+        pd.DataFrame({"block": title, "eigenvalue": torch.linalg.eigvalsh(dense_hessian(*where))})
+        for title, where in blocks.items()
     ]
     return pd.concat(found, ignore_index=True)
 
@@ -187,19 +176,8 @@ def density_curves(
 ) -> pd.DataFrame:
     """Exact density and Lanczos estimates on the signed-log axis, smoothed alike.
 
-    Parameters
-    ----------
-    eigenvalues : ndarray, (d,)
-        Exact.
-    block : str
-        Name for the table.
-    settings : dict
-        Name of a method → (steps, probes).
-
-    Returns
-    -------
-    DataFrame
-        block, method, position (decades, of λ as a share of the largest |λ|), density (per decade).
+    ``settings`` maps the name of a method to (steps, probes). Columns: block, method, position
+    (decades, of λ as a share of the largest |λ|), density (per decade).
     """
     top = np.abs(eigenvalues).max()
     reach = signed_log(np.array(1.0), FLOOR) + 5 * SIGMA["signed-log"]
@@ -224,12 +202,9 @@ def error_table(
 ) -> pd.DataFrame:
     """Error of the spectrum against the exact one, for every number of steps and probes.
 
-    Returns
-    -------
-    DataFrame
-        block, steps, probes, repeat; w1: Wasserstein-1 distance as a share of the spectrum's width;
-        js: Jensen–Shannon divergence on the signed-log axis (nats); top: relative error of the
-        largest |λ|.
+    Columns: block, steps, probes, repeat; w1: Wasserstein-1 distance as a share of the spectrum's
+    width; js: Jensen–Shannon divergence on the signed-log axis (nats); top: relative error of the
+    largest |λ|.
     """
     exact, top = eigenvalues, np.abs(eigenvalues).max()
     width, scale, sigma = exact.max() - exact.min(), FLOOR * top, SIGMA["signed-log"]
@@ -257,19 +232,9 @@ def error_table(
 def divergence_bias(
     blocks: dict[str, np.ndarray], steps: Sequence[int], probes: int = 4
 ) -> pd.DataFrame:
-    """JS⁰ of a model from Lanczos estimates beside JS⁰ from the exact eigenvalues.
+    """JS⁰ of a model from Lanczos estimates beside JS⁰ from its blocks' exact eigenvalues, in nats.
 
-    Parameters
-    ----------
-    blocks : dict
-        Name → exact eigenvalues, (d,) each.
-    steps : sequence of int
-    probes : int
-
-    Returns
-    -------
-    DataFrame
-        axis (with its c, as a share of the largest |λ|, or its σ), steps, exact, estimate (nats).
+    Columns: axis (with its c, as a share of the largest |λ|, or its σ), steps, exact, estimate.
     """
     every = np.concatenate(list(blocks.values()))
     top = np.abs(every).max()
@@ -295,13 +260,8 @@ def divergence_bias(
 def ghost_table(eigenvalues: np.ndarray, block: str, steps: Sequence[int]) -> pd.DataFrame:
     """Ritz values that repeat an eigenvalue, with and without re-orthogonalisation.
 
-    A Ritz value within 1e-6 (relative) of the largest one is a copy of it.
-
-    Returns
-    -------
-    DataFrame
-        block, steps, method, copies (Ritz values at the largest eigenvalue), loss (of
-        orthogonality, the largest entry of ``|Q Qᵀ − I|``).
+    A Ritz value within 1e-6 (relative) of the largest one is a copy of it. Columns: block, steps,
+    method, copies, loss (of orthogonality, the largest entry of ``|Q Qᵀ − I|``).
     """
     top, rows = np.abs(eigenvalues).max(), []
     for method, both in (("re-orthogonalised", True), ("recurrence alone", False)):

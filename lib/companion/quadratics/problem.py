@@ -41,18 +41,14 @@ def sampled_eigenvalues(
 ) -> list[Tensor]:
     """Draw eigenvalues from measured block spectra: Case 1 (a Transformer's) or 2 (a CNN's).
 
+    Nodes and weights are Ritz values and Gauss weights, an array of any shape a block, or
+    eigenvalues without weights; ``count`` are drawn a block, with replacement, and sorted.
+
     One affine map for all blocks takes the smallest value drawn to 1 and the largest to ``kappa``,
     so the blocks' ranges keep their proportions. Negative eigenvalues are drawn like the others and
     the map's shift makes them positive; what lies near zero then lands above 1. One shift for all
     puts the near-zero bulk of every block in one place: spectra that differ in width alone, on both
     sides of zero, come out with condition numbers that differ much less.
-
-    Parameters
-    ----------
-    nodes, weights : sequences of arrays, one a block, of any shape (probes are pooled)
-        Ritz values and Gauss weights, or samples of eigenvalues without weights.
-    count : int
-        Eigenvalues a block, drawn with replacement, returned ascending.
     """
     if not kappa > 1 or count < 1:
         raise ValueError(f"Give kappa above 1 and count from 1 on, not {kappa} and {count}.")
