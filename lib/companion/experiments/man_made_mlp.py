@@ -26,10 +26,7 @@ from companion.training import OPTIMIZERS, train_together
 MIDDLE = {"sgd": -1, "momentum": -2, "adam": -4}
 
 
-@lru_cache(maxsize=2)
-def images(split: str, side: int) -> datasets.Data:
-    """MNIST at this size, resized once in a process."""
-    return datasets.mnist(split, side)
+mnist = lru_cache(maxsize=2)(datasets.mnist)  # resized once in a process
 
 
 def rate_ratio(c: float, optimizer: str) -> float:
@@ -67,7 +64,7 @@ class ManMadeSpectra(OnMNIST, Job):
 
     def compute(self, store: Store) -> Spectra:
         """Return the spectra of the four weight matrices; ``meta`` says what was measured."""
-        data = images("train", self.side)
+        data = mnist("train", self.side)
         model = man_made(self.c, self.side, self.width, self.seed).to(self.device).eval()
         batches = datasets.batches(data, self.samples, 1, self.seed, device=self.device)
         problem = Problem(model, cross_entropy, batches)
@@ -101,20 +98,14 @@ class ManMadeRuns(OnMNIST, Job):
     def compute(self, store: Store) -> pd.DataFrame:
         """Train and test; one row a run, with the columns of `ManMadeComparison.compute`."""
         pairs = [(rate, seed) for rate in self.at for seed in self.seeds]
-        train_data, test_data = (images(split, self.side) for split in ("train", "test"))
+        train_data, test_data = (mnist(split, self.side) for split in ("train", "test"))
         models = [man_made(self.c, self.side, self.width, s).to(self.device) for _, s in pairs]
         if self.layer is not None:
             for model in models:
                 model.requires_grad_(False).layers[self.layer].requires_grad_(True)
         streams = [datasets.stream(train_data, self.batch, s, self.device) for _, s in pairs]
-        losses = train_together(
-            models,
-            cross_entropy,
-            streams,
-            OPTIMIZERS[self.optimizer],
-            [rate for rate, _ in pairs],
-            steps=self.steps,
-        )
+        optimizer, rates = OPTIMIZERS[self.optimizer], [rate for rate, _ in pairs]
+        losses = train_together(models, cross_entropy, streams, optimizer, rates, steps=self.steps)
         table = pd.DataFrame(pairs, columns=["rate", "seed"])
         table["loss"] = [last(one) for one in losses]
         table["diverged"] = np.isinf(losses[:, -1])

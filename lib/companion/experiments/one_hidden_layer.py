@@ -28,16 +28,14 @@ CONTEXT, WINDOWS = 2, 4000
 POINTS = 5000
 
 
-@lru_cache(maxsize=8)  # resizing takes as long as a small network trains
-def _mnist(side: int, seed: int) -> datasets.Data:
-    return datasets.mnist(size=side, seed=seed)
+mnist = lru_cache(maxsize=8)(datasets.mnist)  # resizing takes as long as a small network trains
 
 
 def images(classes: int, *, side: int = 8, seed: int = 0) -> datasets.Data:
     """MNIST of ``side`` x ``side`` pixels; the class is the digit modulo ``classes``, 2 to 10."""
     if not 2 <= classes <= 10:
         raise ValueError(f"Images of digits have 2 to 10 classes, not {classes}.")
-    data = _mnist(side, seed)
+    data = mnist("train", side, seed=seed)
     name = f"{data.name}, {classes} classes"
     return replace(data, name=name, targets=data.targets % classes, classes=classes)
 

@@ -55,9 +55,9 @@ def steps_to(modes: Modes, step: float | Tensor, *, factor: float = 1e-6) -> Ten
     """Count the steps that cut ‖g‖ by ``factor``, (start, c) for c steps η each.
 
     inf where the iteration diverges, or is slower than float64 resolves (ηs_min below 1e-12).
-    By doubling, then bisection, for even and odd counts separately: a mode with ηs > 1 changes sign each
-    step and makes Adam's ‖g‖ zigzag. GD's never grows, so its count is exact; Adam's may rise again
-    for a while even so, and then this is one of the passes.
+    By doubling, then bisection, for even and odd counts separately: a mode with ηs > 1 changes sign
+    each step and makes Adam's ‖g‖ zigzag. GD's never grows, so its count is exact; Adam's may rise
+    again for a while even so, and then this is one of the passes.
     """
     if not 0 < factor < 1:
         raise ValueError(f"factor must lie between 0 and 1, not {factor}.")
