@@ -26,7 +26,7 @@ def search(
     fresh: Sequence[int],
     most: int = 15,
 ) -> pd.DataFrame:
-    """Search the best rate of each optimizer, then run it anew on seeds that took no part.
+    """Search the best rate of each optimizer, then run it on seeds that took no part.
 
     All rates of a grid (exponents of `rate_of`) are run on the seeds ``searched``, the two best
     also on those ``repeated``, since a large rate may do well once and diverge the next time; the

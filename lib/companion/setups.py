@@ -156,8 +156,8 @@ def chosen_blocks(name: str) -> list[str] | None:
     """Patterns of the blocks that stand for a model of the paper's size; None for all.
 
     Those of the released code for GPT2 (embedding, and six matrices of layers 0, 3, 7, 11) and for
-    the ViT (patch embedding, head, layers 0, 6, 11, with Q, K and V apart); ours alike for the
-    mixer and for BERT. The CNNs and the nano GPT are measured whole.
+    the ViT (patch embedding, head, layers 0, 6, 11; Q, K and V are blocks of their own); ours alike
+    for the mixer and for BERT. The CNNs and the nano GPT are measured whole.
     """
     attention = ("attn.c_attn.[qkv]", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     lists = {

@@ -160,7 +160,7 @@ def contrast(measured: Sequence[Spectra], view: View) -> pd.DataFrame:
     Columns: stage, quantity, mean, standard_error. ``between``: mean divergence of a CNN and a
     Transformer; ``within``: of two models of one family (nan without such); ``shift``: mean
     divergence of these same spectra from themselves with every eigenvalue times 10^0.5; and two
-    ratios. Means over seeds; the error joins the jackknife over probes, λ₁₀ taken anew, and the
+    ratios. Means over seeds; the error joins the jackknife over probes, λ₁₀ included, and the
     spread over seeds.
     """
     groups = by_seed(measured)

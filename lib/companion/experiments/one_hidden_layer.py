@@ -27,7 +27,6 @@ CONTEXT, WINDOWS = 2, 4000
 #: Gaussian: points drawn; as in the author's later code
 POINTS = 5000
 
-
 mnist = lru_cache(maxsize=8)(datasets.mnist)  # resizing takes as long as a small network trains
 
 

@@ -61,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Family:
-    """Quadratics of three blocks whose κ and κ_l are set apart; fields as in `family`."""
+    """Quadratics of three blocks whose κ and κ_l are chosen separately; fields as in `family`."""
 
     kappa: float
     block_kappa: float

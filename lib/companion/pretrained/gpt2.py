@@ -72,7 +72,7 @@ class Checkpoint:
         return self
 
     def model(self, pretrained: bool, seed: int) -> nn.Module:
-        """Return the model with its weights, or drawn anew by its own configuration."""
+        """Return the model with its weights, or newly initialised by its own configuration."""
         transformers = load("transformers", "a checkpoint")
         transformers.utils.logging.disable_progress_bar()
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # one sentence is enough
@@ -124,8 +124,8 @@ class Checkpoint:
     def data(self, windows: int, seed: int) -> Data:
         """Windows of instructions and answers in a row, or of articles."""
         if not self.instructions:
-            found = datasets.encyclopedia(context=self.context, windows=windows, seed=seed)
-            return replace(found, stands_in_for="Alpaca Eval")
+            articles = datasets.encyclopedia(context=self.context, windows=windows, seed=seed)
+            return replace(articles, stands_in_for="Alpaca Eval")
         stream = [i for one in self.text() for i in (*bpe.encode(one), bpe.END_OF_TEXT)]
         pair = sequences._next(np.array(stream), self.context, windows, generator(seed))
         checksum = hashlib.sha256(b"".join(part.tobytes() for part in pair)).hexdigest()
@@ -142,7 +142,7 @@ class Checkpoint:
     def setup(
         self, store: Store, pretrained: bool, samples: int, seed: int, device: str = "cpu"
     ) -> Setup:
-        """Return the model, pre-trained or drawn anew, on ``samples`` windows."""
+        """Return the model, pre-trained or newly initialised, on ``samples`` windows."""
         data = self.data(samples, seed)
         model = Logits(self.model(pretrained, seed)).to(device).eval()
         batches = datasets.batches(data, samples, 1, seed, None, device)

@@ -76,7 +76,7 @@ class MiniLM:
     def setup(
         self, store: Store, pretrained: bool, samples: int, seed: int, device: str = "cpu"
     ) -> Setup:
-        """Return the model, pre-trained or drawn anew, with ``samples`` sentences.
+        """Return the model, pre-trained or newly initialised, with ``samples`` sentences.
 
         The seed draws the sentences, the linear layer, and without pre-training all weights, as
         BERT does: N(0, 0.02).
@@ -108,9 +108,9 @@ class MiniLM:
 
     def blocks(self, model: nn.Module) -> list[Block]:
         """Return the six matrices of each of the layers, under short names."""
-        found = {block.name: block for block in partition(model)}
+        every = {block.name: block for block in partition(model)}
         return [
-            Block(f"layer {layer} {role}", found[f"bert.encoder.layer.{layer}.{path}"].pieces)
+            Block(f"layer {layer} {role}", every[f"bert.encoder.layer.{layer}.{path}"].pieces)
             for layer in self.layers
             for role, path in ROLES.items()
         ]
