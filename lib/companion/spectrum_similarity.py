@@ -31,20 +31,14 @@ def ranked(spectra: Spectra, rank: int = RANK) -> np.ndarray:
     parameters × (weight at and above λ, averaged over probes), rounded, is at least ``rank``. With
     one probe, that rank's place in the density which the probe sees lies between the neighbours of
     that node (the inequalities of Chebyshev, Markov and Stieltjes).
-
-    Raises
-    ------
-    ValueError
-        If it is not positive: nothing can be divided by it.
     """
     nodes, weights = (x.reshape(len(x), -1) for x in spectra.quadrature)  # (block, probe·step)
     order = np.argsort(-nodes, axis=1)
     nodes, weights = (np.take_along_axis(x, order, 1) for x in (nodes, weights))
     count = weights.cumsum(1) / spectra.probes * np.array(spectra.sizes)[:, None]
     reached = count >= rank - 0.5
-    found = np.where(
-        reached.any(1), np.take_along_axis(nodes, reached.argmax(1)[:, None], 1)[:, 0], 0
-    )
+    at_rank = np.take_along_axis(nodes, reached.argmax(1)[:, None], 1)[:, 0]
+    found = np.where(reached.any(1), at_rank, 0)
     if not (found > 0).all():
         name = spectra.names[int(np.argmin(found))]
         raise ValueError(
@@ -161,16 +155,13 @@ QUANTITIES = ("between", "within", "shift", "between / within", "between / shift
 
 
 def contrast(measured: Sequence[Spectra], view: View) -> pd.DataFrame:
-    """How far CNNs are from Transformers at each stage, and what to hold that against.
+    """How far CNNs are from Transformers at each stage, and what to compare that with.
 
-    Returns
-    -------
-    DataFrame
-        stage, quantity, mean, standard_error. ``between``: mean divergence of a CNN and a
-        Transformer; ``within``: of two models of one family (nan without such); ``shift``: mean
-        divergence of these same spectra from themselves with every eigenvalue times 10^0.5; and two
-        ratios. Means over seeds; the error joins the jackknife over probes, λ₁₀ taken anew, and
-        the spread over seeds.
+    Columns: stage, quantity, mean, standard_error. ``between``: mean divergence of a CNN and a
+    Transformer; ``within``: of two models of one family (nan without such); ``shift``: mean
+    divergence of these same spectra from themselves with every eigenvalue times 10^0.5; and two
+    ratios. Means over seeds; the error joins the jackknife over probes, λ₁₀ included, and the
+    spread over seeds.
     """
     groups = by_seed(measured)
     probes, stages = measured[0].probes, measured[0].names

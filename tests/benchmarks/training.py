@@ -10,7 +10,7 @@ import torch
 from blockspectra.problem import cross_entropy
 from companion.datasets import mnist, stream
 from companion.models.mlp import MLP, MLPConfig
-from companion.training import OPTIMIZERS, train
+from companion.training import OPTIMIZERS, train, train_together
 
 STEPS, REPEATS, BATCH = 40, 3, 64
 SIZES = ((14, 32), (14, 64), (28, 64), (28, 128))  # side of the images, width of the layers
@@ -24,7 +24,11 @@ def sweep(side: int, width: int, runs: int, steps: int, together: bool) -> None:
     data = mnist(size=side)
     batches = [stream(data, BATCH, seed) for seed in range(runs)]
     rates = [1e-3] * runs
-    train(models, cross_entropy, batches, OPTIMIZERS["adam"], rates, steps=steps, together=together)
+    if together:
+        train_together(models, cross_entropy, batches, OPTIMIZERS["adam"], rates, steps=steps)
+        return
+    for model, source, rate in zip(models, batches, rates, strict=True):
+        train(model, cross_entropy, source, OPTIMIZERS["adam"], rate, steps=steps)
 
 
 def measure(quick: bool) -> dict:

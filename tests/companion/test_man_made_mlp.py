@@ -29,7 +29,7 @@ from companion.models import MLP, MLPConfig
 from companion.models.man_made import ManMadeMLP, man_made, multipliers
 from companion.rate_search import grids_table, rate_of
 from companion.store import Store
-from companion.training import OPTIMIZERS, train
+from companion.training import OPTIMIZERS, train, train_together
 
 CONFIG = MLPConfig((9, 5, 4, 5, 3))
 TINY = ManMadeComparison(c=4.0, side=7, width=8, batch=16, steps=12, rates=3, searched=1, seeds=2)
@@ -138,11 +138,14 @@ class TestOptimizers:
             streams = [
                 ((x.double(), y) for x, y in datasets.stream(data, 8, seed)) for seed in seeds
             ]
-            losses = train(
-                *(models, cross_entropy, streams, OPTIMIZERS[name], rates),
-                steps=10,
-                together=together,
-            )
+            optimizer = OPTIMIZERS[name]
+            if together:
+                losses = train_together(models, cross_entropy, streams, optimizer, rates, steps=10)
+            else:
+                runs = zip(models, streams, rates, strict=True)
+                losses = np.stack(
+                    [train(m, cross_entropy, b, optimizer, rate, steps=10) for m, b, rate in runs]
+                )
             return losses, [p.detach() for model in models for p in model.parameters()]
 
         (losses, weights), (expected, others) = trained(True), trained(False)

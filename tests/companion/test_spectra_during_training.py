@@ -49,15 +49,15 @@ def by_hand():
     """Copies of the model on its way through a training that nothing interrupts, and its losses."""
     made, kept = setup("resnet", "tiny", samples=80, seed=3), {}
     losses = train(
-        [made.problem.model],
+        made.problem.model,
         cross_entropy,
-        [datasets.stream(made.data, 8, 3)],
+        datasets.stream(made.data, 8, 3),
         OPTIMIZERS["momentum"],
-        [0.02],
+        0.02,
         steps=6,
         observe=lambda step: kept.update({step: copy.deepcopy(made.problem.model).eval()}),
     )
-    return kept, losses[0], datasets.batches(made.data, 4, 1, 3)
+    return kept, losses, datasets.batches(made.data, 4, 1, 3)
 
 
 @pytest.mark.parametrize(("stage", "step"), [("init", 0), ("50 %", 3), ("100 %", 6)])

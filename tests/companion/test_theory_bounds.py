@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from companion.experiments import theory_bounds as bound_runs
-from companion.quadratics.convergence import AdamBound, adam_upper_bound, gd_lower_bound
+from companion.quadratics.convergence import adam_upper_bound, gd_lower_bound
 from companion.quadratics.problem import Quadratic, eigenvalues
 
 
@@ -51,7 +51,7 @@ def test_adams_bounds_hold_and_the_squared_one_is_the_weaker(case):
 def test_a_bound_on_adam_that_is_too_low_is_violated(monkeypatch):
     def tight(quadratic, start):
         bound = adam_upper_bound(quadratic, start)
-        return AdamBound(*bound[:4], bound.rate**8)
+        return bound._replace(rate=bound.rate**8)
 
     monkeypatch.setattr(bound_runs, "adam_upper_bound", tight)
     runs = bound_runs.adam_contractions(3, 20, 500)

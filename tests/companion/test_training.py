@@ -1,4 +1,4 @@
-"""Only this file sees a wrong update: another rate, momentum, decay or clip than the text says.
+"""Only this file sees a wrong update: another rate, momentum or decay than the text says.
 
 Every curve would still fall. The reference is PyTorch's optimizer called in the ordinary way.
 """
@@ -8,13 +8,12 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from blockspectra.problem import cross_entropy
 from companion.datasets import Data, stream
 from companion.models.mlp import MLP, MLPConfig
 from companion.models.resnet import TINY, ResNet
-from companion.training import OPTIMIZERS, schedule, train
+from companion.training import OPTIMIZERS, schedule, train, train_together
 
 STEPS = 12
 REFERENCE = {
@@ -42,7 +41,7 @@ def batches(seed, dtype=torch.float64):
         yield inputs, torch.randint(0, 3, (4,), generator=generator)
 
 
-def by_hand(model, source, name, rate, clip=None):
+def by_hand(model, source, name, rate):
     optimizer = REFERENCE[name](model.parameters(), rate)
     losses = []
     for step in range(STEPS):
@@ -51,31 +50,27 @@ def by_hand(model, source, name, rate, clip=None):
         losses.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
-        if clip:
-            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
     return losses
 
 
-@pytest.mark.parametrize("together", [False, True])
-@pytest.mark.parametrize("clip", [None, 0.1])
+def one_by_one(models, loss, sources, optimizer, rates, steps):
+    runs = zip(models, sources, rates, strict=True)
+    return np.stack([train(m, loss, b, optimizer, rate, steps=steps) for m, b, rate in runs])
+
+
+ways = pytest.mark.parametrize("way", [one_by_one, train_together])
+
+
+@ways
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_run_is_that_of_pytorchs_optimizer(name, clip, together):
+def test_a_run_is_that_of_pytorchs_optimizer(name, way):
     rates = [0.01, 0.2, 0.05]
     ours, theirs = models(3), models(3)
     sources = [batches(seed) for seed in range(3)]
-    losses = train(
-        ours,
-        cross_entropy,
-        sources,
-        OPTIMIZERS[name],
-        rates,
-        steps=STEPS,
-        clip=clip,
-        together=together,
-    )
+    losses = way(ours, cross_entropy, sources, OPTIMIZERS[name], rates, steps=STEPS)
     expected = [
-        by_hand(model, batches(i), name, rate, clip)
+        by_hand(model, batches(i), name, rate)
         for i, (model, rate) in enumerate(zip(theirs, rates, strict=True))
     ]
     np.testing.assert_allclose(losses, expected, rtol=1e-7)
@@ -85,19 +80,13 @@ def test_a_run_is_that_of_pytorchs_optimizer(name, clip, together):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_a_run_that_diverges_ends_there_and_leaves_the_others_alone(together):
+@ways
+def test_a_run_that_diverges_ends_there_and_leaves_the_others_alone(way):
     def run(rates):
         count = len(rates)
-        return train(
-            models(3)[:count],
-            cross_entropy,
-            [batches(seed) for seed in range(count)],
-            OPTIMIZERS["sgd"],
-            rates,
-            steps=STEPS,
-            together=together,
-        )
+        sources = [batches(seed) for seed in range(count)]
+        sgd = OPTIMIZERS["sgd"]
+        return way(models(3)[:count], cross_entropy, sources, sgd, rates, steps=STEPS)
 
     losses = run([0.1, 1e6, 0.1])
     assert np.isinf(losses[1, -1])
@@ -114,8 +103,8 @@ def test_a_loss_that_is_not_finite_is_recorded_as_divergence():
     def loss(model, batch):
         return cross_entropy(model, batch) * float("nan")
 
-    losses = train(models(1), loss, [batches(0)], OPTIMIZERS["adam"], [0.1], steps=3)
-    assert losses.tolist() == [[np.inf] * 3]
+    losses = train(models(1)[0], loss, batches(0), OPTIMIZERS["adam"], 0.1, steps=3)
+    assert losses.tolist() == [np.inf] * 3
 
 
 def test_the_schedule_rises_and_falls_and_never_stops():
@@ -136,15 +125,9 @@ def test_the_model_is_seen_before_each_step_and_at_the_end_and_is_put_back():
         seen.append((step, model.training, model.fc.weight.detach().clone()))
 
     images = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
-    train(
-        [model],
-        cross_entropy,
-        [itertools.repeat(images)],
-        OPTIMIZERS["momentum"],
-        [0.1],
-        steps=2,
-        observe=observe,
-    )
+    settings = {"steps": 2, "observe": observe}
+    images = itertools.repeat(images)
+    train(model, cross_entropy, images, OPTIMIZERS["momentum"], 0.1, **settings)
     assert [step for step, _, _ in seen] == [0, 1, 2]
     assert all(training for _, training, _ in seen)
     assert not model.training
@@ -156,7 +139,7 @@ def test_frozen_parameters_stay():
     model = models(1)[0]
     model.layers[0].weight.requires_grad_(False)
     before = model.layers[0].weight.clone()
-    train([model], cross_entropy, [batches(0)], OPTIMIZERS["adamw"], [0.1], steps=3)
+    train(model, cross_entropy, batches(0), OPTIMIZERS["adamw"], 0.1, steps=3)
     assert torch.equal(model.layers[0].weight, before)
 
 
@@ -166,13 +149,18 @@ def test_frozen_parameters_stay():
         ({"rates": [0.1]}, "2 models, 2 streams of batches and 1 rates were given"),
         ({"rates": [0.1, 0.0]}, "Rates must be positive"),
         ({"steps": 0}, "steps at least 1"),
-        ({"together": True, "observe": print}, "cannot be observed: train one by one"),
     ],
 )
 def test_what_makes_no_run_is_refused(given, sentence):
     settings = {"rates": [0.1, 0.1], "steps": 2} | given
+    sources, sgd = [batches(0), batches(1)], OPTIMIZERS["sgd"]
     with pytest.raises(ValueError, match=sentence):
-        train(models(2), cross_entropy, [batches(0), batches(1)], OPTIMIZERS["sgd"], **settings)
+        train_together(models(2), cross_entropy, sources, sgd, **settings)
+
+
+def test_a_rate_of_zero_is_refused():
+    with pytest.raises(ValueError, match="Rates must be positive"):
+        train(models(1)[0], cross_entropy, batches(0), OPTIMIZERS["sgd"], 0.0, steps=2)
 
 
 def test_the_stream_shows_every_sample_once_an_epoch_in_a_new_order():

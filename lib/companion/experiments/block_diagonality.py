@@ -18,51 +18,28 @@ from companion.datasets.text import PLAYS
 from companion.experiments.one_hidden_layer import Training, moments
 from companion.store import Job, Store
 
-#: layer → the ways in which its weights are cut into blocks; see `grouping`
-CUTS = {
-    "hidden": ("neuron", "input"),
-    "output": ("neuron", "input"),
-    "both": ("neuron", "input", "unit"),
-}
+#: layers whose weights are partitioned, and the ways of it; see `grouping`
+CUTS = [(layer, by) for layer in ("hidden", "output", "both") for by in ("neuron", "input")]
+CUTS.append(("both", "unit"))
 
 
 class Shares(NamedTuple):
-    """Share of the squared Frobenius norm inside the diagonal blocks, and what to hold against it.
+    """Share of a squared Frobenius norm in the diagonal blocks, and two to compare it with."""
 
-    Attributes
-    ----------
-    share : float
-        Measured; nan for a matrix of zeros.
-    permuted : float
-        Expected of the same matrix with rows and columns permuted together, at random: the same
-        entries, the diagonal still on the diagonal, no blocks.
-    entries : float
-        Expected of independent, identically distributed entries: the share of entries that lie in
-        the blocks.
-    """
-
-    share: float
+    share: float  #: measured; nan for a matrix of zeros
+    #: expected of the same matrix with rows and columns permuted together, at random: the same
+    #: entries, the diagonal still on the diagonal, no blocks
     permuted: float
+    #: expected of independent, identically distributed entries: the share of entries in the blocks
     entries: float
 
 
 def mass_shares(matrix: np.ndarray, sizes: Sequence[int]) -> Shares:
-    """Measure a matrix whose blocks lie side by side.
+    """Measure a matrix, (n, n), whose diagonal blocks of these sizes lie side by side.
 
     A random permutation takes an off-diagonal entry to any other off-diagonal place with equal
     probability, so its expectation needs no draws: the diagonal's mass stays inside, and of the
     rest the blocks get their share of the off-diagonal places.
-
-    Parameters
-    ----------
-    matrix : ndarray, (n, n)
-    sizes : sequence of int
-        Of the blocks, in order; they sum to n.
-
-    Raises
-    ------
-    ValueError
-        If the sizes do not sum to n.
     """
     n, sides = len(matrix), np.asarray(sizes)
     if matrix.shape != (n, n) or sides.sum() != n:
@@ -72,16 +49,17 @@ def mass_shares(matrix: np.ndarray, sizes: Sequence[int]) -> Shares:
     edges = np.concatenate([[0], np.cumsum(sides)])
     inside = sum(squares[a:b, a:b].sum() for a, b in pairwise(edges))
     places = (sides * (sides - 1)).sum() / max(n * (n - 1), 1)
+    entries = float((sides**2).sum() / n**2)
     if total == 0:
-        return Shares(np.nan, np.nan, float((sides**2).sum() / n**2))
+        return Shares(np.nan, np.nan, entries)
     permuted = (diagonal + (total - diagonal) * places) / total
-    return Shares(float(inside / total), float(permuted), float((sides**2).sum() / n**2))
+    return Shares(float(inside / total), float(permuted), entries)
 
 
 def grouping(
     shapes: Sequence[tuple[int, int]], layer: str, by: str
 ) -> tuple[np.ndarray, list[int]]:
-    """Sort the weights of a layer, or of both, into blocks.
+    """Sort the weights of a layer into blocks: the Hessian's rows block by block, rows a block.
 
     Parameters
     ----------
@@ -90,15 +68,8 @@ def grouping(
     layer : {"hidden", "output", "both"}
     by : {"neuron", "input", "unit"}
         ``neuron``: the weights into one neuron, as the paper has it. ``input``: those out of one
-        input of the layer, a cut that the network suggests just as well. ``unit``, for both layers
-        only: those into and out of one hidden neuron.
-
-    Returns
-    -------
-    order : ndarray of int
-        Rows of the Hessian, block by block.
-    sizes : list of int
-        Rows of each block.
+        input of the layer, a partition that the network suggests just as well. ``unit``, for both
+        layers only: those into and out of one hidden neuron.
     """
     (hidden, inputs), (classes, _) = shapes
     first = np.arange(hidden * inputs).reshape(hidden, inputs)
@@ -113,21 +84,10 @@ def grouping(
 
 
 def coarse(matrix: np.ndarray, sizes: Sequence[int], cells: int) -> tuple[np.ndarray, list[int]]:
-    """Average |entries| over cells that never cross a block's border.
+    """Average |entries| of a matrix, (n, n), over cells that never cross a block's border.
 
-    Parameters
-    ----------
-    matrix : ndarray, (n, n)
-    sizes : sequence of int
-        Of the blocks, in order.
-    cells : int
-        Most cells along the blocks of one size; a block has at least one.
-
-    Returns
-    -------
-    means : ndarray, (cells, cells)
-    blocks : list of int
-        Number of the block that each row of cells belongs to.
+    The blocks of one size share at most ``cells`` cells along a side; a block has at least one.
+    Returns the means, (cells, cells), and the number of the block of each row of cells.
     """
     starts, blocks, at = [], [], 0
     for number, size in enumerate(sizes):
@@ -143,7 +103,7 @@ def coarse(matrix: np.ndarray, sizes: Sequence[int], cells: int) -> tuple[np.nda
 
 @dataclass(frozen=True)
 class BlockShares(Training, Job):
-    """Shares of the diagonal blocks in the course of one training run."""
+    """Shares of the diagonal blocks during one training run."""
 
     NAME = "blocks-{task}-{classes}"
     TITLE = "{task}, {classes} classes"
@@ -172,7 +132,7 @@ class BlockShares(Training, Job):
         for moment in moments(self):
             about = {key: getattr(self, key) for key in ("task", "classes", "loss", "seed")}
             about |= {"stage": moment.stage, "value": moment.loss, "accuracy": moment.accuracy}
-            for layer, by in [(layer, by) for layer, cuts in CUTS.items() for by in cuts]:
+            for layer, by in CUTS:
                 order, sizes = grouping(self.shapes(), layer, by)
                 part = moment.hessian[np.ix_(order, order)]
                 cut = {"layer": layer, "by": by, "blocks": len(sizes), "size": len(order)}
@@ -183,20 +143,14 @@ class BlockShares(Training, Job):
 
 @dataclass(frozen=True)
 class HessianImage(BlockShares):
-    """The Hessian itself in the course of one training run, coarse enough to be kept.
-
-    ``cells``: as in `coarse`.
-    """
+    """The Hessian itself during one training run, averaged over ``cells`` as in `coarse`."""
 
     NAME = "hessian-{task}-{classes}"
 
     cells: int = 64
 
     def compute(self, store: Store) -> pd.DataFrame:
-        """Return one row a stage and row of cells.
-
-        Columns are stage, layer, block, and one a column of cells: log₁₀ of the mean |entry|.
-        """
+        """Return log₁₀ of the mean |entry| of each cell; a row a stage, layer, block and row."""
         parts, (order, sizes) = [], grouping(self.shapes(), "both", "neuron")
         for moment in moments(self):
             means, blocks = coarse(moment.hessian[np.ix_(order, order)], sizes, self.cells)

@@ -7,6 +7,7 @@ and only the estimator's error is seen, not that of the products.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -27,6 +28,8 @@ from companion.datasets.text import PLAYS
 from companion.models import gpt
 from companion.setups import setup
 from companion.store import Job, Store
+
+REPEATS = 5  # draws of the probes behind each error
 
 
 @dataclass(frozen=True)
@@ -97,8 +100,8 @@ def jobs(
 def small_gpt(width: int, samples: int, seed: int) -> Problem:
     """Two layers in float64, initialised with the gain that the paper's 0.02 has at width 768."""
     text = datasets.shakespeare(context=16, windows=samples, seed=seed)
-    gain = {"init_std": 0.02 * (768 / width) ** 0.5}
-    config = replace(gpt.TINY, width=width, context=16, vocab=text.classes, **gain)
+    init_std = 0.02 * (768 / width) ** 0.5
+    config = replace(gpt.TINY, width=width, context=16, vocab=text.classes, init_std=init_std)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = gpt.GPT(config).double().eval()
@@ -127,22 +130,9 @@ def by_block(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 
 def exact_eigenvalues(blocks: Mapping[str, tuple[Problem, Block]]) -> pd.DataFrame:
-    """All eigenvalues of block Hessians, by the dense matrix.
-
-    Parameters
-    ----------
-    blocks : mapping
-        Title → problem and block; memory grows with the square of the block's size.
-
-    Returns
-    -------
-    DataFrame
-        block (its title), eigenvalue (ascending in a block).
-    """
-    found = [
-        pd.DataFrame({"block": title, "eigenvalue": torch.linalg.eigvalsh(hessian).numpy()})
-        for title, hessian in ((t, dense_hessian(*where)) for t, where in blocks.items())
-    ]
+    """All eigenvalues of block Hessians, by the dense matrix: block (its title), eigenvalue."""
+    values = {t: torch.linalg.eigvalsh(dense_hessian(*where)) for t, where in blocks.items()}
+    found = [pd.DataFrame({"block": t, "eigenvalue": v.numpy()}) for t, v in values.items()]
     return pd.concat(found, ignore_index=True)
 
 
@@ -187,19 +177,8 @@ def density_curves(
 ) -> pd.DataFrame:
     """Exact density and Lanczos estimates on the signed-log axis, smoothed alike.
 
-    Parameters
-    ----------
-    eigenvalues : ndarray, (d,)
-        Exact.
-    block : str
-        Name for the table.
-    settings : dict
-        Name of a method → (steps, probes).
-
-    Returns
-    -------
-    DataFrame
-        block, method, position (decades, of λ as a share of the largest |λ|), density (per decade).
+    ``settings`` maps the name of a method to (steps, probes). Columns: block, method, position
+    (decades, of λ as a share of the largest |λ|), density (per decade).
     """
     top = np.abs(eigenvalues).max()
     reach = signed_log(np.array(1.0), FLOOR) + 5 * SIGMA["signed-log"]
@@ -216,64 +195,39 @@ def density_curves(
 
 
 def error_table(
-    eigenvalues: np.ndarray,
-    block: str,
-    steps: Sequence[int],
-    probes: Sequence[int],
-    repeats: int = 5,
+    eigenvalues: np.ndarray, block: str, steps: Sequence[int], probes: Sequence[int]
 ) -> pd.DataFrame:
     """Error of the spectrum against the exact one, for every number of steps and probes.
 
-    Returns
-    -------
-    DataFrame
-        block, steps, probes, repeat; w1: Wasserstein-1 distance as a share of the spectrum's width;
-        js: Jensen–Shannon divergence on the signed-log axis (nats); top: relative error of the
-        largest |λ|.
+    Columns: block, steps, probes, repeat; w1: Wasserstein-1 distance as a share of the spectrum's
+    width; js: Jensen–Shannon divergence on the signed-log axis (nats); top: relative error of the
+    largest |λ|.
     """
     exact, top = eigenvalues, np.abs(eigenvalues).max()
     width, scale, sigma = exact.max() - exact.min(), FLOOR * top, SIGMA["signed-log"]
-    ends = signed_log(np.array([exact.min(), exact.max()]), scale)
-    edges = np.linspace(ends[0] - 5 * sigma, ends[1] + 5 * sigma, 400)
+    low, high = signed_log(np.array([exact.min(), exact.max()]), scale)
+    edges = np.linspace(low - 5 * sigma, high + 5 * sigma, 400)
     uniform = np.full(len(exact), 1 / len(exact))
     reference = bin_mass(signed_log(exact, scale), uniform, edges, sigma)
-    runs = run(exact, max(steps), max(probes) * repeats)
-    rows = []
-    for m in steps:
-        all_nodes, all_weights = quadrature(runs, m)
-        for n in probes:
-            for repeat in range(repeats):
-                part = slice(repeat * n, (repeat + 1) * n)
-                nodes, weights = all_nodes[part], all_weights[part] / n
-                flat = nodes.ravel(), weights.ravel()
-                mass = bin_mass(signed_log(flat[0], scale), flat[1], edges, sigma)
-                js = pairwise(np.stack([mass, reference]), edges[1] - edges[0])[0, 1]
-                outer = abs(np.abs(nodes).max() / top - 1)
-                w1 = wasserstein_distance(exact, flat[0], None, flat[1]) / width
-                rows.append((block, m, n, repeat, w1, js, outer))
+    runs, rows = run(exact, max(steps), max(probes) * REPEATS), []
+    for m, n, repeat in product(steps, probes, range(REPEATS)):
+        nodes, weights = quadrature(runs[repeat * n : (repeat + 1) * n], m)
+        flat, share = nodes.ravel(), weights.ravel() / n
+        mass = bin_mass(signed_log(flat, scale), share, edges, sigma)
+        js = pairwise(np.stack([mass, reference]), edges[1] - edges[0])[0, 1]
+        w1 = wasserstein_distance(exact, flat, None, share) / width
+        rows.append((block, m, n, repeat, w1, js, abs(np.abs(flat).max() / top - 1)))
     return pd.DataFrame(rows, columns=["block", "steps", "probes", "repeat", "w1", "js", "top"])
 
 
-def divergence_bias(
-    blocks: dict[str, np.ndarray], steps: Sequence[int], probes: int = 4
-) -> pd.DataFrame:
-    """JS⁰ of a model from Lanczos estimates beside JS⁰ from the exact eigenvalues.
+def divergence_bias(blocks: dict[str, np.ndarray], steps: Sequence[int]) -> pd.DataFrame:
+    """JS⁰ of a model from Lanczos estimates (4 probes) beside the exact one, in nats.
 
-    Parameters
-    ----------
-    blocks : dict
-        Name → exact eigenvalues, (d,) each.
-    steps : sequence of int
-    probes : int
-
-    Returns
-    -------
-    DataFrame
-        axis (with its c, as a share of the largest |λ|, or its σ), steps, exact, estimate (nats).
+    Columns: axis (with its c, as a share of the largest |λ|, or its σ), steps, exact, estimate.
     """
     every = np.concatenate(list(blocks.values()))
     top = np.abs(every).max()
-    runs = [run(e, max(steps), probes, seed=i) for i, e in enumerate(blocks.values())]
+    runs = [run(e, max(steps), 4, seed=i) for i, e in enumerate(blocks.values())]
     uniform = [(e[None], np.full((1, len(e)), 1 / len(e))) for e in blocks.values()]
     estimates = {m: [quadrature(r, min(m, len(r[0].alpha))) for r in runs] for m in steps}
     axes = {f"signed-log, c = {c:g}": (c, SIGMA["signed-log"]) for c in (1e-5, 1e-4, 1e-3, 1e-2)}
@@ -295,13 +249,8 @@ def divergence_bias(
 def ghost_table(eigenvalues: np.ndarray, block: str, steps: Sequence[int]) -> pd.DataFrame:
     """Ritz values that repeat an eigenvalue, with and without re-orthogonalisation.
 
-    A Ritz value within 1e-6 (relative) of the largest one is a copy of it.
-
-    Returns
-    -------
-    DataFrame
-        block, steps, method, copies (Ritz values at the largest eigenvalue), loss (of
-        orthogonality, the largest entry of ``|Q Qᵀ − I|``).
+    A Ritz value within 1e-6 (relative) of the largest one is a copy of it. Columns: block, steps,
+    method, copies, loss (of orthogonality, the largest entry of ``|Q Qᵀ − I|``).
     """
     top, rows = np.abs(eigenvalues).max(), []
     for method, both in (("re-orthogonalised", True), ("recurrence alone", False)):
@@ -313,13 +262,12 @@ def ghost_table(eigenvalues: np.ndarray, block: str, steps: Sequence[int]) -> pd
     return pd.DataFrame(rows, columns=["block", "steps", "method", "copies", "loss"])
 
 
-def sampled_mass(
-    nodes: np.ndarray, weights: np.ndarray, points: int = 50_000, sigma: float = 1e-5**0.5
-) -> float:
+def sampled_mass(nodes: np.ndarray, weights: np.ndarray) -> float:
     """Total mass of a density that is sampled at grid points, as the released code does.
 
     A uniform grid from the smallest node − 1 to the largest + 1; 1 where nothing aliases.
     """
+    points, sigma = 50_000, SIGMA["raw"]
     grid = np.linspace(nodes.min() - 1, nodes.max() + 1, points)
     step = grid[1] - grid[0]
     reach = int(np.ceil(8 * sigma / step)) + 1  # beyond 8σ a Gaussian adds nothing

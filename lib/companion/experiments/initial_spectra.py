@@ -38,26 +38,17 @@ class InitialSpectra(Job):
 
     ADDED = {"blocks": "all"}  # noqa: RUF012  a class attribute of `Job`
 
+    data_key = setups.data_key
+
     @property
     def cost(self) -> float:
         """Products, by how long they take."""
         return self.samples * self.steps * self.probes * (1 + ORDER.index(self.model))
 
-    def data_key(self) -> str:
-        """Digest of the files of the model's data set."""
-        return setups.data_key(self.model, self.size)
-
     def setup(self) -> Setup:
         """Make the model and the data."""
-        return setup(
-            self.model,
-            self.size,
-            samples=self.samples,
-            batches=self.batches,
-            seed=self.seed,
-            literal_init=self.literal_init,
-            device=self.device,
-        )
+        fields = ("samples", "batches", "seed", "literal_init", "device")
+        return setup(self.model, self.size, **{field: getattr(self, field) for field in fields})
 
     def partition(self, model: nn.Module) -> list[Block]:
         """Return the blocks to measure."""
@@ -72,14 +63,9 @@ class InitialSpectra(Job):
     def compute(self, store: Store) -> Spectra:
         """Return the spectra; ``meta`` says what was measured."""
         made = self.setup()
-        result = block_spectra(
-            made.problem,
-            self.partition(made.problem.model),
-            steps=self.steps,
-            probes=self.probes,
-            seed=self.seed,
-            checkpoint=store.unfinished(self),
-        )
+        blocks = self.partition(made.problem.model)
+        settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
+        result = block_spectra(made.problem, blocks, **settings, checkpoint=store.unfinished(self))
         about = asdict(self)
         if self.blocks == "all":
             del about["blocks"]  # as in results from before there was a choice
@@ -100,33 +86,17 @@ def jobs(
     blocks: str = "all",
     device: str = "cpu",
 ) -> list[InitialSpectra]:
-    """Declare the spectra of several models, all of seed 0 first.
+    """Declare the spectra of the models named in ``model``, all of seed 0 first.
 
     GPT2 at the paper's size has half as many samples: its windows are twice as long as BERT's.
-
-    Parameters
-    ----------
-    model : str
-        Names, separated by spaces or commas.
-    seeds : int
-        Initialisations and draws of the data, counted from 0.
-    size, samples, batches, steps, probes, by, literal_init, blocks, device
-        As in `InitialSpectra`.
     """
+    settings = {"literal_init": literal_init, "by": by, "steps": steps, "probes": probes}
+    settings |= {"device": device, "blocks": blocks}
+    counts = dict.fromkeys(setups.names(model), samples)
+    if size == "paper" and "gpt" in counts:
+        counts["gpt"] //= 2
     return [
-        InitialSpectra(
-            name,
-            size,
-            samples // 2 if (name, size) == ("gpt", "paper") else samples,
-            batches,
-            seed,
-            literal_init,
-            by,
-            steps,
-            probes,
-            device,
-            blocks,
-        )
+        InitialSpectra(name, size, counts[name], batches, seed, **settings)
         for seed in range(seeds)
         for name in setups.names(model)
     ]
@@ -144,7 +114,7 @@ def sweep_of_samples(
 ) -> list[InitialSpectra]:
     """Declare spectra of some models at several numbers of samples: seed 0, two probes."""
     return [
-        InitialSpectra(name, size, count, batches, 0, literal_init, by, steps, 2, device=device)
+        InitialSpectra(name, size, count, batches, 0, literal_init, by, steps, 2, device)
         for name in setups.names(sweep)
         for count in sweep_samples
     ]
@@ -154,8 +124,7 @@ def over_seeds(
     measured: Sequence[Spectra], statistic: Callable[[Spectra], Estimate]
 ) -> dict[str, Estimate]:
     """Average a statistic over the seeds of each model (``meta["title"]``)."""
-    titles = dict.fromkeys(one.meta["title"] for one in measured)
-    return {
-        title: combine([statistic(one) for one in measured if one.meta["title"] == title])
-        for title in titles
-    }
+    estimates: dict[str, list[Estimate]] = {}
+    for one in measured:
+        estimates.setdefault(one.meta["title"], []).append(statistic(one))
+    return {title: combine(several) for title, several in estimates.items()}

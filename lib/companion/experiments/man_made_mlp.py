@@ -20,16 +20,13 @@ from companion.datasets.sources import digest_of
 from companion.models.man_made import man_made, multipliers
 from companion.rate_search import last, search
 from companion.store import Job, Store
-from companion.training import OPTIMIZERS, train
+from companion.training import OPTIMIZERS, train_together
 
 #: exponents (see `rate_of`) in the middle of the grids at c = 1: rates 0.3, 0.1 and 0.01
 MIDDLE = {"sgd": -1, "momentum": -2, "adam": -4}
 
 
-@lru_cache(maxsize=2)
-def images(split: str, side: int) -> datasets.Data:
-    """MNIST at this size, resized once in a process."""
-    return datasets.mnist(split, side)
+mnist = lru_cache(maxsize=2)(datasets.mnist)  # resized once in a process
 
 
 def rate_ratio(c: float, optimizer: str) -> float:
@@ -38,8 +35,16 @@ def rate_ratio(c: float, optimizer: str) -> float:
     return (max(s) / min(s)) ** (1 if OPTIMIZERS[optimizer].adaptive else 2)
 
 
+class OnMNIST:
+    """A job whose data is MNIST."""
+
+    def data_key(self) -> str:
+        """Digest of MNIST's file."""
+        return digest_of(MNIST)
+
+
 @dataclass(frozen=True)
-class ManMadeSpectra(Job):
+class ManMadeSpectra(OnMNIST, Job):
     """Blockwise spectra of the man-made MLP at initialisation, on training images.
 
     Fields as in `man_made` and `block_spectra`; ``samples`` images, drawn by the seed.
@@ -57,25 +62,20 @@ class ManMadeSpectra(Job):
     probes: int = 3
     device: str = "cpu"
 
-    def data_key(self) -> str:
-        """Digest of MNIST's file."""
-        return digest_of(MNIST)
-
     def compute(self, store: Store) -> Spectra:
         """Return the spectra of the four weight matrices; ``meta`` says what was measured."""
-        data = images("train", self.side)
+        data = mnist("train", self.side)
         model = man_made(self.c, self.side, self.width, self.seed).to(self.device).eval()
         batches = datasets.batches(data, self.samples, 1, self.seed, device=self.device)
         problem = Problem(model, cross_entropy, batches)
         settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
         result = block_spectra(problem, partition(model), **settings)
-        about = {"data": data.checksum, "title": f"{self.c:g}", "name": data.name}
-        result.meta.update(asdict(self), **about)
+        result.meta.update(asdict(self), data=data.checksum, title=f"{self.c:g}", name=data.name)
         return result
 
 
 @dataclass(frozen=True)
-class ManMadeRuns(Job):
+class ManMadeRuns(OnMNIST, Job):
     """All rates × seeds of one optimizer on the man-made MLP of one c, trained at once.
 
     Fields as in `ManMadeComparison`.
@@ -95,28 +95,17 @@ class ManMadeRuns(Job):
     steps: int = 300
     device: str = "cpu"
 
-    def data_key(self) -> str:
-        """Digest of MNIST's file."""
-        return digest_of(MNIST)
-
     def compute(self, store: Store) -> pd.DataFrame:
         """Train and test; one row a run, with the columns of `ManMadeComparison.compute`."""
         pairs = [(rate, seed) for rate in self.at for seed in self.seeds]
-        train_data, test_data = (images(split, self.side) for split in ("train", "test"))
+        train_data, test_data = (mnist(split, self.side) for split in ("train", "test"))
         models = [man_made(self.c, self.side, self.width, s).to(self.device) for _, s in pairs]
         if self.layer is not None:
             for model in models:
                 model.requires_grad_(False).layers[self.layer].requires_grad_(True)
         streams = [datasets.stream(train_data, self.batch, s, self.device) for _, s in pairs]
-        losses = train(
-            models,
-            cross_entropy,
-            streams,
-            OPTIMIZERS[self.optimizer],
-            [rate for rate, _ in pairs],
-            steps=self.steps,
-            together=True,
-        )
+        optimizer, rates = OPTIMIZERS[self.optimizer], [rate for rate, _ in pairs]
+        losses = train_together(models, cross_entropy, streams, optimizer, rates, steps=self.steps)
         table = pd.DataFrame(pairs, columns=["rate", "seed"])
         table["loss"] = [last(one) for one in losses]
         table["diverged"] = np.isinf(losses[:, -1])
@@ -127,7 +116,7 @@ class ManMadeRuns(Job):
 
 
 @dataclass(frozen=True)
-class ManMadeComparison(Job):
+class ManMadeComparison(OnMNIST, Job):
     """SGD, SGD with momentum and Adam on the man-made MLP of one c, each at the best of a search.
 
     ``steps`` steps on batches of ``batch`` images; ``searched`` seeds choose the rate out of grids
@@ -148,10 +137,6 @@ class ManMadeComparison(Job):
     seeds: int = 6
     device: str = "cpu"
 
-    def data_key(self) -> str:
-        """Digest of MNIST's file."""
-        return digest_of(MNIST)
-
     @property
     def title(self) -> str:
         """What the progress bar says."""
@@ -171,12 +156,9 @@ class ManMadeComparison(Job):
     def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs, one row each.
 
-        Returns
-        -------
-        DataFrame
-            c, optimizer, rate, seed, part (see `search`); accuracy (share of test images, 0.1 where
-            the run has diverged: it counts as guessing), score (1 − accuracy, ``inf`` where
-            diverged), loss (training, mean of the last tenth of the steps, nats), diverged.
+        Columns: c, optimizer, rate, seed, part (see `search`), accuracy (share of test images; 0.1
+        where the run has diverged: it counts as guessing), score (1 − accuracy, ``inf`` where
+        diverged), loss (training, mean of the last tenth of the steps, nats), diverged.
         """
         shared = {key: getattr(self, key) for key in ("layer", "side", "width", "batch", "steps")}
 
@@ -236,18 +218,8 @@ def accuracy(model: torch.nn.Module, data: datasets.Data, device: str = "cpu") -
 def accuracy_lost(table: pd.DataFrame, optimizer: str, c: float) -> Estimate:
     """Test accuracy lost between c = 1 and c, in points, with its standard error over seeds.
 
-    Parameters
-    ----------
-    table : DataFrame
-        From `ManMadeComparison`, for 1 and for c. Only the fresh seeds count, each against itself:
-        its weights and batches are the same for all c.
-    optimizer : str
-    c : float
-
-    Returns
-    -------
-    Estimate
-        Its error is nan with a single seed.
+    Only the fresh seeds of `ManMadeComparison` for 1 and for c count, each against itself: its
+    weights and batches are the same for all c. The error is nan with a single seed.
     """
     best = table[(table["part"] == "best") & (table["optimizer"] == optimizer)]
     by_seed = 100 * best.pivot_table("accuracy", "seed", "c")

@@ -7,6 +7,7 @@ while the inputs stay the same.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,20 +27,16 @@ CONTEXT, WINDOWS = 2, 4000
 #: Gaussian: points drawn; as in the author's later code
 POINTS = 5000
 
+mnist = lru_cache(maxsize=8)(datasets.mnist)  # resizing takes as long as a small network trains
+
 
 def images(classes: int, *, side: int = 8, seed: int = 0) -> datasets.Data:
     """MNIST of ``side`` x ``side`` pixels; the class is the digit modulo ``classes``, 2 to 10."""
     if not 2 <= classes <= 10:
         raise ValueError(f"Images of digits have 2 to 10 classes, not {classes}.")
-    data = _mnist(side, seed)
+    data = mnist("train", side, seed=seed)
     name = f"{data.name}, {classes} classes"
     return replace(data, name=name, targets=data.targets % classes, classes=classes)
-
-
-@lru_cache(maxsize=8)
-def _mnist(side: int, seed: int) -> datasets.Data:
-    """Keep what takes as long to resize as a small network to train."""
-    return datasets.mnist(size=side, seed=seed)
 
 
 def text(classes: int, *, inputs: int = 32, seed: int = 0) -> datasets.Data:
@@ -71,12 +68,10 @@ def text(classes: int, *, inputs: int = 32, seed: int = 0) -> datasets.Data:
 def gaussian(classes: int, *, inputs: int = 32, seed: int = 0) -> datasets.Data:
     """Draw Gaussian inputs with labels drawn evenly: nothing to learn, classes all as frequent."""
     rng = generator(seed)
-    points = rng.standard_normal((POINTS, inputs), dtype=np.float32)
-    labels = rng.integers(0, classes, POINTS)
+    points = torch.from_numpy(rng.standard_normal((POINTS, inputs), dtype=np.float32))
+    labels = torch.from_numpy(rng.integers(0, classes, POINTS))
     name = f"Gaussian inputs, random labels, {classes} classes"
-    return datasets.Data(
-        name, torch.from_numpy(points), torch.from_numpy(labels), classes, "drawn from the seed", ""
-    )
+    return datasets.Data(name, points, labels, classes, "drawn from the seed", "")
 
 
 def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
@@ -93,25 +88,10 @@ LOSSES = {"cross-entropy": cross_entropy, "squared error": squared_error}
 class Training:
     """One training run of an MLP without biases, by Adam.
 
-    Attributes
-    ----------
-    task : {"images", "text", "gaussian"}
-    classes : int
-    loss : {"cross-entropy", "squared error"}
-    seed : int
-        Of the initialisation, of the draw of the data and of their order.
-    hidden : int
-        Hidden neurons.
-    side, inputs : int
-        Pixels along an image, and number of inputs of the other tasks.
-    samples : int
-        Training samples that the Hessian is averaged over.
-    batch, steps : int
-    rate : float
-        Largest learning rate; see `companion.training.schedule`.
-    stages : tuple of int
-        Percentages of training at which the Hessian is taken.
-    device : str
+    ``task`` is images, text or gaussian, ``loss`` a key of `LOSSES`; ``side`` counts the pixels
+    along an image, ``inputs`` those of the other tasks. The Hessian is averaged over ``samples``
+    training samples and taken at ``stages``, percentages of the training. The seed draws the
+    initialisation, the data and their order.
     """
 
     task: str
@@ -132,9 +112,8 @@ class Training:
         """Load the task's training part."""
         if self.task == "images":
             return images(self.classes, side=self.side, seed=self.seed)
-        return {"text": text, "gaussian": gaussian}[self.task](
-            self.classes, inputs=self.inputs, seed=self.seed
-        )
+        task = {"text": text, "gaussian": gaussian}[self.task]
+        return task(self.classes, inputs=self.inputs, seed=self.seed)
 
     @property
     def parameters(self) -> int:
@@ -143,35 +122,19 @@ class Training:
         return self.hidden * (inputs + self.classes)
 
 
-@dataclass(frozen=True)
-class Moment:
-    """The model at one moment of training.
+class Moment(NamedTuple):
+    """The model at one moment of training."""
 
-    Attributes
-    ----------
-    stage : int
-        Percentage of training.
-    hessian : ndarray, (size, size) float64
-        Exact, of the loss over the samples; hidden weights first, then output weights, row by row:
-        the weights into one neuron lie side by side.
-    loss, accuracy : float
-        Over the same samples.
-    """
-
-    stage: int
+    stage: int  #: percentage of training
+    #: (size, size) float64, exact, of the loss over the samples; hidden weights first, then output
+    #: weights, row by row: the weights into one neuron lie side by side
     hessian: np.ndarray
-    loss: float
+    loss: float  #: over the same samples, as is the accuracy
     accuracy: float
 
 
 def moments(run: Training) -> list[Moment]:
-    """Train and take the exact Hessian at the wanted stages.
-
-    Raises
-    ------
-    ValueError
-        If a stage is not a step of its own, or training diverges.
-    """
+    """Train and take the exact Hessian at the wanted stages."""
     wanted = {round(run.steps * stage / 100): stage for stage in run.stages}
     if min(wanted) < 1 or len(wanted) < len(run.stages):
         raise ValueError(
@@ -195,9 +158,8 @@ def moments(run: Training) -> list[Moment]:
             seen.append(Moment(wanted[step], hessian, value, float(right)))
 
     stream = datasets.stream(data, run.batch, run.seed, device=run.device)
-    losses = train(
-        [model], loss, [stream], OPTIMIZERS["adam"], [run.rate], steps=run.steps, observe=observe
-    )
-    if not np.isfinite(losses[0, -1]):
+    adam = OPTIMIZERS["adam"]
+    losses = train(model, loss, stream, adam, run.rate, steps=run.steps, observe=observe)
+    if not np.isfinite(losses[-1]):
         raise ValueError(f"Training diverged at rate {run.rate:g}: lower `rate`.")
     return seen

@@ -1,14 +1,16 @@
 """SGD against AdamW on the paper's models: a search of learning rates for each, kept run by run."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
 
 import pandas as pd
 
 from blockspectra.problem import cross_entropy
 from companion import datasets, setups
 from companion.rate_search import last, search, windowed
-from companion.setups import setup
+from companion.setups import Setup, setup
 from companion.store import Job, Store
 from companion.training import OPTIMIZERS, train
 
@@ -38,32 +40,19 @@ class TrainingRun(Job):
     windows: int = 50
     device: str = "cpu"
 
-    def data_key(self) -> str:
-        """Digest of the files of the model's data set."""
-        return setups.data_key(self.model, self.size)
+    data_key = setups.data_key
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return one row a window: step, loss, optimizer, rate, seed, score."""
-        made = setup(
-            self.model, self.size, samples=self.samples, seed=self.seed, device=self.device
-        )
-        (losses,) = train(
-            [made.problem.model],
-            cross_entropy,
-            [datasets.stream(made.data, self.batch, self.seed, device=self.device)],
-            OPTIMIZERS[self.optimizer],
-            [self.rate],
-            steps=self.steps,
-        )
-        return curve(losses, self)
+        settings = {"samples": self.samples, "seed": self.seed, "device": self.device}
+        return trained(setup(self.model, self.size, **settings), self)
 
 
 @dataclass(frozen=True)
 class OptimizerComparison(Job):
     """SGD with momentum against AdamW on one model, each at the best rate of a search.
 
-    The search uses seed 0 for all rates and seeds 1 and 2 for the two best; ``seeds`` fresh ones
-    come after these. Other fields as in `TrainingRun`.
+    `compare` explains ``rates`` and ``seeds``; other fields as in `TrainingRun`.
     """
 
     NAME = "contest-{model}"
@@ -79,41 +68,50 @@ class OptimizerComparison(Job):
     windows: int = 50
     device: str = "cpu"
 
+    data_key = setups.data_key
+
     @property
     def cost(self) -> float:
         """Steps, by how long they take."""
         return self.samples * self.steps * (1 + ORDER.index(self.model))
 
-    def data_key(self) -> str:
-        """Digest of the files of the model's data set."""
-        return setups.data_key(self.model, self.size)
-
     def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs: optimizer, rate, seed, part, step, loss, score; one row a window."""
         shared = asdict(self)
-        del shared["seeds"], shared["rates"]
-
-        def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
-            wanted = [
-                TrainingRun(optimizer=optimizer, rate=rate, seed=seed, **shared)
-                for rate in rates
-                for seed in seeds
-            ]
-            return pd.concat(map(store.get, wanted), ignore_index=True)
-
-        fresh = range(3, 3 + self.seeds)
-        grids = grids_around(MIDDLE, self.rates)
-        return search(runs, grids, searched=[0], repeated=[1, 2], fresh=fresh)
+        seeds, rates = shared.pop("seeds"), shared.pop("rates")
+        return compare(store, partial(TrainingRun, **shared), MIDDLE, rates, seeds)
 
 
-def grids_around(middle: dict[str, int], rates: int) -> dict[str, range]:
-    """Give each optimizer a grid of ``rates`` exponents around its middle."""
+def compare(
+    store: Store,
+    run: Callable[..., Job],
+    middle: Mapping[str, int],
+    rates: int,
+    seeds: int,
+    repeats: int = 2,
+) -> pd.DataFrame:
+    """Search each optimizer's rate on grids of ``rates`` exponents, or more, around its ``middle``.
+
+    Seed 0 runs at all rates, the next ``repeats`` seeds at the two best, and ``seeds`` fresh ones
+    after these at the best.
+    """
+
+    def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
+        pairs = [(rate, seed) for rate in rates for seed in seeds]
+        wanted = [run(optimizer=optimizer, rate=rate, seed=seed) for rate, seed in pairs]
+        return pd.concat(map(store.get, wanted), ignore_index=True)
+
     first = {name: exponent - rates // 2 for name, exponent in middle.items()}
-    return {name: range(start, start + rates) for name, start in first.items()}
+    grids = {name: range(start, start + rates) for name, start in first.items()}
+    repeated, fresh = range(1, 1 + repeats), range(1 + repeats, 1 + repeats + seeds)
+    return search(runs, grids, searched=[0], repeated=repeated, fresh=fresh)
 
 
-def curve(losses, run) -> pd.DataFrame:
-    """Put a run's losses, (step,), into the rows that a search reads."""
+def trained(made: Setup, run: Any) -> pd.DataFrame:
+    """Train a model as a run declares; its losses in the rows that a search reads."""
+    stream = datasets.stream(made.data, run.batch, run.seed, device=run.device)
+    optimizer = OPTIMIZERS[run.optimizer]
+    losses = train(made.problem.model, cross_entropy, stream, optimizer, run.rate, steps=run.steps)
     return windowed(losses, run.windows).assign(
         optimizer=run.optimizer, rate=run.rate, seed=run.seed, score=last(losses)
     )
@@ -130,9 +128,5 @@ def jobs(
     device: str = "cpu",
 ) -> list[OptimizerComparison]:
     """Declare the comparisons of several models; parameters are those of chapter 06."""
-    return [
-        OptimizerComparison(
-            *(name, size, train_samples, batch, train_steps, train_seeds, rates), device=device
-        )
-        for name in setups.names(model)
-    ]
+    shared = (size, train_samples, batch, train_steps, train_seeds, rates)
+    return [OptimizerComparison(name, *shared, device=device) for name in setups.names(model)]

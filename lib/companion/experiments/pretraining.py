@@ -1,31 +1,41 @@
 """Models before and after pre-training: blockwise spectra, and SGD against AdamW in tuning them."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
 
-from blockspectra.problem import cross_entropy
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import Estimate
-from companion import datasets
 from companion.experiments.initial_spectra import InitialSpectra
-from companion.experiments.optimizer_comparison import OptimizerComparison, curve, grids_around
+from companion.experiments.optimizer_comparison import OptimizerComparison, compare, trained
 from companion.pretrained.gpt2 import Checkpoint
 from companion.pretrained.minilm import MiniLM
 from companion.pretrained.nano_gpt import NanoGPT, NanoWeights
-from companion.rate_search import search, windowed
+from companion.rate_search import windowed
 from companion.store import Job, Store
-from companion.training import OPTIMIZERS, train
 
 Subject = NanoGPT | MiniLM | Checkpoint
 STARTS = {"from scratch": False, "pre-trained": True}
 
 
+class OfSubject:
+    """What the jobs on one model, their ``subject``, have in common."""
+
+    def data_key(self) -> str:
+        """Digest of the model's files and data."""
+        return self.subject.data_key()
+
+    @property
+    def start(self) -> str:
+        """Where the model starts from, in a name."""
+        return "pretrained" if self.pretrained else "scratch"
+
+
 @dataclass(frozen=True)
-class Pretraining(Job):
+class Pretraining(OfSubject, Job):
     """The losses of one pre-training of the nano GPT."""
 
     NAME = "pretraining-{subject.name}"
@@ -36,10 +46,6 @@ class Pretraining(Job):
     seed: int = 0
     windows: int = 50
 
-    def data_key(self) -> str:
-        """Digest of the encyclopedia and, for its alphabet, the plays."""
-        return self.subject.data_key()
-
     def compute(self, store: Store) -> pd.DataFrame:
         """Return the losses on the way: step, loss, seed."""
         losses = self.subject.pretrained(store, self.seed)[: self.subject.steps]
@@ -47,7 +53,7 @@ class Pretraining(Job):
 
 
 @dataclass(frozen=True)
-class PretrainedSpectra(Job):
+class PretrainedSpectra(OfSubject, Job):
     """Blockwise spectra of a model, pre-trained or not, at the loss of the task it is tuned on.
 
     ``samples`` sequences, ``steps`` Lanczos steps, ``probes`` random start vectors a block; the
@@ -68,30 +74,21 @@ class PretrainedSpectra(Job):
     @property
     def name(self) -> str:
         """The model, and where it starts from."""
-        return f"{self.subject.name}-{_start(self.pretrained)}"
-
-    def data_key(self) -> str:
-        """Digest of the model's files and data."""
-        return self.subject.data_key()
+        return f"{self.subject.name}-{self.start}"
 
     def compute(self, store: Store) -> Spectra:
         """Return the spectra; ``meta`` says what was measured."""
         made = self.subject.setup(store, self.pretrained, self.samples, self.seed, self.device)
-        result = block_spectra(
-            made.problem,
-            self.subject.blocks(made.problem.model),
-            steps=self.steps,
-            probes=self.probes,
-            seed=self.seed,
-            checkpoint=store.unfinished(self),
-        )
+        blocks = self.subject.blocks(made.problem.model)
+        settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
+        result = block_spectra(made.problem, blocks, **settings, checkpoint=store.unfinished(self))
         data = {"name": made.data.name, "data": made.data.checksum}
         result.meta.update(asdict(self), title=made.title, caption=made.caption, **data)
         return result
 
 
 @dataclass(frozen=True)
-class FineTuningRun(Job):
+class FineTuningRun(OfSubject, Job):
     """One run of one optimizer at one rate; fields as in `FineTuning`."""
 
     NAME = "run-{subject.name}-{optimizer}"
@@ -109,31 +106,18 @@ class FineTuningRun(Job):
     windows: int = 50
     device: str = "cpu"
 
-    def data_key(self) -> str:
-        """Digest of the model's files and data."""
-        return self.subject.data_key()
-
     def compute(self, store: Store) -> pd.DataFrame:
         """Tune once; one row a window."""
         made = self.subject.setup(store, self.pretrained, self.samples, self.seed, self.device)
-        (losses,) = train(
-            [made.problem.model],
-            cross_entropy,
-            [datasets.stream(made.data, self.batch, self.seed, self.device)],
-            OPTIMIZERS[self.optimizer],
-            [self.rate],
-            steps=self.steps,
-        )
-        return curve(losses, self)
+        return trained(made, self)
 
 
 @dataclass(frozen=True)
-class FineTuning(Job):
+class FineTuning(OfSubject, Job):
     """SGD with momentum against AdamW on a model, pre-trained or not, each at its best rate.
 
-    As `OptimizerComparison`, and from scratch on the nano GPT the same to the bit. The search uses
-    seed 0 for all rates and as many seeds as ``repeats`` says for the two best; ``seeds`` fresh
-    ones come after these.
+    As `OptimizerComparison`, and from scratch on the nano GPT the same to the bit. `compare`
+    explains ``rates``, ``repeats`` and ``seeds``.
     """
 
     TITLE = "tuning of {subject.name}"
@@ -153,29 +137,13 @@ class FineTuning(Job):
     @property
     def name(self) -> str:
         """The model, and where it starts from."""
-        return f"tuning-{self.subject.name}-{_start(self.pretrained)}"
-
-    def data_key(self) -> str:
-        """Digest of the model's files and data."""
-        return self.subject.data_key()
+        return f"tuning-{self.subject.name}-{self.start}"
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs: optimizer, rate, seed, part, step, loss, score; one row a window."""
         shared = ("subject", "pretrained", "samples", "batch", "steps", "windows", "device")
-        settings = {key: getattr(self, key) for key in shared}
-
-        def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
-            wanted = [
-                FineTuningRun(optimizer=optimizer, rate=rate, seed=seed, **settings)
-                for rate in rates
-                for seed in seeds
-            ]
-            return pd.concat(map(store.get, wanted), ignore_index=True)
-
-        fresh = range(1 + self.repeats, 1 + self.repeats + self.seeds)
-        repeated = range(1, 1 + self.repeats)
-        grids = grids_around(self.subject.middle, self.rates)
-        return search(runs, grids, searched=[0], repeated=repeated, fresh=fresh)
+        run = partial(FineTuningRun, **{key: getattr(self, key) for key in shared})
+        return compare(store, run, self.subject.middle, self.rates, self.seeds, self.repeats)
 
 
 def pretrainings(size: str, pretraining_steps: int, pretrainings: int) -> list[Pretraining]:
@@ -263,7 +231,3 @@ def ratio(top: Estimate, bottom: Estimate) -> Estimate:
     value = top.mean / bottom.mean
     relative = np.hypot(top.standard_error / top.mean, bottom.standard_error / bottom.mean)
     return Estimate(value, abs(value) * relative)
-
-
-def _start(pretrained: bool) -> str:
-    return "pretrained" if pretrained else "scratch"

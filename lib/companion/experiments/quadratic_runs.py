@@ -1,6 +1,6 @@
 """Runs on the quadratic cases: how many steps GD and Adam need, and what their curves look like."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -25,25 +25,15 @@ from companion.store import Job, Store
 #: exponents of `rate_of` that a search of ``rates`` steps begins with: 0.01 and 0.0003
 FIRST = {"adam": -4, "sign": -7}
 
-Numbered = Sequence[tuple[int, Blocks]]  # quadratics with their numbers, which seed their draws
+Problems = Sequence[tuple[Quadratic, Tensor]]  # with their starts
 
 
 @dataclass(frozen=True)
 class Case:
     """One of the paper's four cases: which eigenvalues its quadratics have.
 
-    Attributes
-    ----------
-    number : int
-        1 and 2 are drawn from measured spectra, 3 and 4 are fixed.
-    quadratics : int
-        Draws of the eigenvalues.
-    spectra : InitialSpectra, optional
-        What Cases 1 and 2 are drawn from.
-    blocks : tuple of str
-        Of these spectra; ``{first}`` is the first block.
-    variant, count
-        As in `from_spectra`.
+    Cases 1 and 2 are drawn from ``blocks`` of measured ``spectra`` (``{first}`` is their first
+    block), ``variant`` and ``count`` as in `from_spectra`; Cases 3 and 4 are fixed.
     """
 
     number: int
@@ -71,7 +61,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Family:
-    """Quadratics of three blocks whose κ and κ_l are set apart; fields as in `family`."""
+    """Quadratics of three blocks whose κ and κ_l are chosen separately; fields as in `family`."""
 
     kappa: float
     block_kappa: float
@@ -103,12 +93,9 @@ class QuadraticCounts(Job):
     def compute(self, store: Store) -> pd.DataFrame:
         """Return one row a draw.
 
-        Returns
-        -------
-        DataFrame
-            sample; gd, adam (steps at the constant step that is best for this draw, found by the
-            same search), gd_minimax, adam_minimax (steps at 2/(s_max + s_min)), condition (of
-            D⁻¹H), kappa (of H), block_kappa (the largest κ_l), bound (r·max κ_l).
+        Columns: sample; gd, adam (steps at the constant step that is best for this draw, found by
+        the same search), gd_minimax, adam_minimax (steps at 2/(s_max + s_min)), condition (of
+        D⁻¹H), kappa (of H), block_kappa (the largest κ_l), bound (r·max κ_l).
         """
         drawn = enumerate(self.case.eigenvalues(store))
         tables = [_counts(*problem(blocks, self.draws, i)).assign(sample=i) for i, blocks in drawn]
@@ -135,9 +122,8 @@ class QuadraticCurves(Job):
 
     GD and frozen Adam at the step that is best for each draw, GD with momentum at Polyak's step and
     momentum; Adam with β = 0.9, 0.999 and sign descent at the step that has the smallest median
-    ‖g‖ after ``steps`` iterations on the first quadratic. The others, ``chosen`` in all, are
-    reported. The first two methods are linear, so their norms ``far`` out are known without
-    iterating.
+    ‖g‖ after ``steps`` iterations on the first of the ``chosen`` quadratics. The others are
+    reported. The first two methods are linear, so ``far`` iterations need no iterating.
     """
 
     NAME = "quadratic-curves-{case.name}"
@@ -151,71 +137,55 @@ class QuadraticCurves(Job):
     chosen: int = 5
 
     def compute(self, store: Store) -> pd.DataFrame:
-        """Return medians and the 10–90 % band over draws.
+        """Return medians and the 10–90 % band over draws of ‖g‖/‖g⁰‖.
 
-        Returns
-        -------
-        DataFrame
-            optimizer, part (see `search`), rate (the step, where one was searched), score, step (of
-            the iteration), low, median, high: of ‖g‖/‖g⁰‖.
+        Columns: optimizer, part (see `search`), rate (the step, where one was searched), score,
+        step (of the iteration), low, median, high.
         """
-        samples = list(enumerate(self.case.eigenvalues(store)[: self.chosen]))
+        drawn = enumerate(self.case.eigenvalues(store)[: self.chosen])
+        problems = [problem(blocks, self.draws, i) for i, blocks in drawn]
         grids = {name: range(e, e + self.rates) for name, e in FIRST.items()}
-        searched = search(partial(self._searched, samples), grids, searched=[0], fresh=[1])
-        return pd.concat([searched, *self._known(samples)], ignore_index=True)
+        searched = search(partial(self._searched, problems), grids, searched=[0], fresh=[1])
+        return pd.concat([searched, *self._known(problems[1:])], ignore_index=True)
 
     def _searched(
-        self, samples: Numbered, optimizer: str, rates: Sequence[float], seeds: Sequence[int]
+        self, problems: Problems, optimizer: str, rates: Sequence[float], seeds: Sequence[int]
     ) -> pd.DataFrame:
-        """Run a method for `search`: seed 0 is the first sample, seed 1 stands for the others."""
+        """Run a method for `search`: seed 0 is the first problem, seed 1 stands for the others."""
         method, tables = {"adam": adam, "sign": sign_descent}[optimizer], []
-        at = thinned(self.steps)
+        at, count = thinned(self.steps), len(rates)
+        step = torch.tensor(rates, dtype=torch.float64).repeat_interleave(self.draws)
         for seed in seeds:
-
-            def norms(quadratic: Quadratic, start: Tensor) -> Tensor:
-                every = tuple(q.repeat(len(rates), 1, 1) for q in quadratic.rotations)
-                step = torch.tensor(rates, dtype=torch.float64).repeat_interleave(len(start))
-                path = method(
-                    Quadratic(quadratic.blocks, every),
-                    start.repeat(len(rates), 1),
-                    self.steps,
-                    step=step,
-                )
-                return path.gradient_norm[:, at].unflatten(0, (len(rates), -1))
-
-            chosen = samples[:1] if seed == 0 else samples[1:]
-            for rate, part in zip(rates, self._over(chosen, norms), strict=True):
+            norms = []
+            for quadratic, start in problems[:1] if seed == 0 else problems[1:]:
+                rotations = tuple(q.repeat(count, 1, 1) for q in quadratic.rotations)
+                every = Quadratic(quadratic.blocks, rotations)
+                path = method(every, start.repeat(count, 1), self.steps, step=step)
+                norms.append(path.gradient_norm[:, at].unflatten(0, (count, -1)))
+            for rate, part in zip(rates, _relative(norms), strict=True):
                 table = quantiles(part, at)
                 score = table["median"].iloc[-1]
                 tables.append(table.assign(optimizer=optimizer, rate=rate, seed=seed, score=score))
         return pd.concat(tables, ignore_index=True)
 
-    def _known(self, samples: Numbered) -> Iterable[pd.DataFrame]:
+    def _known(self, problems: Problems) -> Iterable[pd.DataFrame]:
         """Curves of the methods whose steps need no search over ‖g‖."""
-
-        def momentum(quadratic: Quadratic, start: Tensor) -> Tensor:
-            path = gd(quadratic, start, self.steps, **heavy_ball(quadratic))
-            return path.gradient_norm[None, :, thinned(self.steps)]
-
-        def linear(frozen: bool) -> Callable[[Quadratic, Tensor], Tensor]:
-            def norms(quadratic: Quadratic, start: Tensor) -> Tensor:
+        near, far = thinned(self.steps), thinned(self.far)
+        points = {"gd": far, "momentum": near, "frozen": far}
+        norms: dict[str, list[Tensor]] = {name: [] for name in points}
+        for quadratic, start in problems:
+            for name, frozen in (("gd", False), ("frozen", True)):
                 found = modes(quadratic, start, frozen=frozen)
-                return gradient_norms(found, best_step(found)[0], thinned(self.far)[None])[None]
+                norms[name].append(gradient_norms(found, best_step(found)[0], far[None]))
+            path = gd(quadratic, start, self.steps, **heavy_ball(quadratic))
+            norms["momentum"].append(path.gradient_norm[:, near])
+        for name, at in points.items():
+            yield quantiles(_relative(norms[name]), at).assign(optimizer=name, part="best")
 
-            return norms
 
-        for name, norms, steps in (
-            ("gd", linear(False), self.far),
-            ("momentum", momentum, self.steps),
-            ("frozen", linear(True), self.far),
-        ):
-            found = self._over(samples[1:], norms)[0]
-            yield quantiles(found, thinned(steps)).assign(optimizer=name, part="best")
-
-    def _over(self, chosen: Numbered, norms: Callable[[Quadratic, Tensor], Tensor]) -> Tensor:
-        """Relative norms over all draws of some quadratics, (…, draw, point)."""
-        found = [norms(*problem(blocks, self.draws, i)) for i, blocks in chosen]
-        return torch.cat([part / part[..., :1] for part in found], dim=-2)
+def _relative(norms: Sequence[Tensor]) -> Tensor:
+    """‖g‖/‖g⁰‖ over all draws of several problems, (…, draw, point)."""
+    return torch.cat([part / part[..., :1] for part in norms], dim=-2)
 
 
 def thinned(steps: int, points: int = 60) -> Tensor:
@@ -253,14 +223,13 @@ def cases(
         1: (gpt, ("{first}", *(f"h.{layer}.{part}" for part in PARTS))),
         2: (resnet, tuple(resnet_blocks.split())),
     }
-    drawn = {
+    cases = {
         (number, variant): Case(number, quadratics, *sources[number], variant, count)
         for number in sources
         for variant in VARIANTS
     }
-    fixed_ones = {(number, VARIANTS[0]): Case(number, quadratics) for number in (3, 4)}
-    first = {key: case for key, case in drawn.items() if key[1] == VARIANTS[0]} | fixed_ones
-    return first | {key: case for key, case in drawn.items() if key not in first}
+    cases |= {(number, VARIANTS[0]): Case(number, quadratics) for number in (3, 4)}
+    return dict(sorted(cases.items(), key=lambda item: item[0][1] != VARIANTS[0]))
 
 
 def counts(

@@ -21,26 +21,9 @@ class SpectraDuringTraining(Job):
     in evaluation mode, BatchNorm by its running statistics, as the released code does. Every stage
     uses the same samples, drawn from the training data, and the same start vectors.
 
-    Attributes
-    ----------
-    model, size, device : str
-        As in `setup`.
-    optimizer : str
-        A key of `OPTIMIZERS`.
-    rate : float
-        Largest learning rate; `schedule` says how it rises and falls.
-    training, batch : int
-        Training steps, and images or sequences in the batch of each.
-    samples : int
-        Images or sequences that there are to train on.
-    shares : tuple of float
-        Stages, as shares of the training steps: 0 is initialisation, 1 the end.
-    hessian : int
-        Images or sequences that the Hessian is averaged over.
-    steps, probes : int
-        As in `full_spectrum`.
-    seed : int
-        Of initialisation, data, order of the batches and start vectors.
+    Stages are ``shares`` of the ``training`` steps, on batches of ``batch`` out of ``samples``
+    images or sequences at the largest ``rate``; the Hessian is averaged over ``hessian`` of them.
+    ``steps`` and ``probes`` are those of `full_spectrum`; the seed draws all that is random.
     """
 
     NAME = "stages-{model}"
@@ -60,44 +43,30 @@ class SpectraDuringTraining(Job):
     seed: int = 0
     device: str = "cpu"
 
-    def data_key(self) -> str:
-        """Digest of the files of the model's data set."""
-        return setups.data_key(self.model, self.size)
+    data_key = setups.data_key
 
     def moments(self) -> dict[int, str]:
-        """Training steps to measure at, and what each is called.
-
-        Raises
-        ------
-        ValueError
-            If a share is outside [0, 1], or two of them fall on one step.
-        """
-        found = {
+        """Training steps to measure at, and what each is called."""
+        stages = {
             round(share * self.training): f"{100 * share:g} %" if share else "init"
             for share in self.shares
         }
         inside = all(0 <= share <= 1 for share in self.shares)
-        if not self.shares or not inside or len(found) < len(self.shares):
+        if not self.shares or not inside or len(stages) < len(self.shares):
             raise ValueError(
                 f"Stages must be shares of the training from 0 to 1, each of them another one of "
                 f"its {self.training} steps, not {list(self.shares)}."
             )
-        return found
+        return stages
 
     def compute(self, store: Store) -> Spectra:
         """Return the spectra, a stage a block.
 
         ``meta`` says what was measured, and holds ``loss`` (of the Hessian's samples, at each
         stage) and ``training_loss`` (of the batch of each training step).
-
-        Raises
-        ------
-        ValueError
-            If training diverges, or the stages are none.
         """
-        made = setup(
-            self.model, self.size, samples=self.samples, seed=self.seed, device=self.device
-        )
+        settings = {"samples": self.samples, "seed": self.seed, "device": self.device}
+        made = setup(self.model, self.size, **settings)
         model, moments = made.problem.model, self.moments()
         samples = datasets.batches(made.data, self.hessian, 1, self.seed, device=self.device)
         problem = Problem(model, cross_entropy, samples)
@@ -113,15 +82,9 @@ class SpectraDuringTraining(Job):
                 )
                 model.train(training)
 
-        losses = train(
-            [model],
-            cross_entropy,
-            [datasets.stream(made.data, self.batch, self.seed, device=self.device)],
-            OPTIMIZERS[self.optimizer],
-            [self.rate],
-            steps=self.training,
-            observe=observe,
-        )[0]
+        stream = datasets.stream(made.data, self.batch, self.seed, device=self.device)
+        how = OPTIMIZERS[self.optimizer], self.rate
+        losses = train(model, cross_entropy, stream, *how, steps=self.training, observe=observe)
         if not np.isfinite(losses).all():
             raise ValueError(
                 f"{made.title} diverges when trained by {self.optimizer} at rate "
@@ -147,25 +110,13 @@ def jobs(
     seeds: int,
     device: str = "cpu",
 ) -> list[SpectraDuringTraining]:
-    """Declare chapter 03's runs: CNNs by SGD with momentum, Transformers by AdamW.
-
-    Parameters are those of the chapter.
-    """
+    """Declare chapter 03's runs: CNNs by SGD with momentum, Transformers by AdamW."""
     rules = {"CNN": ("momentum", sgd_rate), "Transformer": ("adamw", adamw_rate)}
+    shared = {"size": size, "training": training, "batch": batch, "samples": samples}
+    shared |= {"shares": tuple(stages), "hessian": hessian, "steps": steps, "probes": probes}
     return [
         SpectraDuringTraining(
-            name,
-            *rules[setups.ARCHITECTURES[name].family],
-            size=size,
-            training=training,
-            batch=batch,
-            samples=samples,
-            shares=tuple(stages),
-            hessian=hessian,
-            steps=steps,
-            probes=probes,
-            seed=seed,
-            device=device,
+            name, *rules[setups.ARCHITECTURES[name].family], **shared, seed=seed, device=device
         )
         for seed in range(seeds)
         for name in setups.names(model)

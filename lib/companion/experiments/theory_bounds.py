@@ -15,21 +15,10 @@ SMALLEST = 1e-290  # gaps below this are no longer normal numbers when they shri
 
 
 def gd_contractions(quadratic: Quadratic, shares: np.ndarray, steps: int) -> pd.DataFrame:
-    """GD from its worst start with many constant steps, against the lower bound.
+    """GD on a single draw from its worst start, at ``shares`` of 2/(L+μ), against the lower bound.
 
-    Parameters
-    ----------
-    quadratic : Quadratic
-        A single draw.
-    shares : ndarray
-        Step sizes as multiples of 2/(L+μ).
-    steps : int
-
-    Returns
-    -------
-    DataFrame
-        share, ratio (the smallest gap(k+1)/gap(k) of the run), and how many of the run's steps
-        violate the bound with and without the square.
+    Columns: share, ratio (the smallest gap(k+1)/gap(k) of the run), and how many of the run's steps
+    violate the bound with and without the square.
     """
     step = torch.from_numpy(shares) * 2 / sum(quadratic.extremes)
     gap = gd(quadratic, quadratic.worst_start().expand(len(step), -1), steps, step=step).gap
@@ -42,18 +31,16 @@ def gd_contractions(quadratic: Quadratic, shares: np.ndarray, steps: int) -> pd.
 
 
 def gd_gaps(quadratic: Quadratic, starts: int, steps: int) -> pd.DataFrame:
-    """GD at 2/(L+μ) on a single draw, its gap beside the bounds.
+    """GD at 2/(L+μ) on a single draw, its gap/gap⁰ beside the bounds.
 
-    Returns
-    -------
-    DataFrame
-        curve, step, low, median, high of gap/gap⁰; the band is over the Gaussian starts.
+    Columns: curve, step, low, median, high; the band is over the Gaussian starts.
     """
     at, squared = thinned(steps), gd_lower_bound(quadratic.kappa)
     powers = torch.arange(steps + 1, dtype=torch.float64)[None]
+    gaussian = quadratic.gaussian_start(starts=starts)
     curves = {
         "from the worst start": gd(quadratic, quadratic.worst_start(), steps).gap,
-        "from Gaussian starts": gd(quadratic, quadratic.gaussian_start(starts=starts), steps).gap,
+        "from Gaussian starts": gd(quadratic, gaussian, steps).gap,
         "bound with the square": squared**powers,
         "bound without it": squared ** (powers / 2),
     }
@@ -73,13 +60,13 @@ class AdamRuns(NamedTuple):
     curves: pd.DataFrame
 
 
-def adam_contractions(case: int, draws: int, steps: int, seed: int = 0) -> AdamRuns:
+def adam_contractions(case: int, draws: int, steps: int) -> AdamRuns:
     """Follow frozen Adam on Case 3 or 4 from Gaussian starts and hold each step to the bounds.
 
     Steps after the gap has underflowed are not compared.
     """
-    quadratic = Quadratic.draw(eigenvalues(case), draws=draws, seed=seed)
-    start = quadratic.gaussian_start(seed=seed)
+    quadratic = Quadratic.draw(eigenvalues(case), draws=draws)
+    start = quadratic.gaussian_start()
     bound = adam_upper_bound(quadratic, start)
     kappa = quadratic.block_kappa.max()
     gap = frozen_adam(quadratic, start, steps, step=bound.step).gap
@@ -98,19 +85,17 @@ def adam_contractions(case: int, draws: int, steps: int, seed: int = 0) -> AdamR
         "bound with r": bound.rate**at,
         "bound with r²": squared**at,
     }
+    tables = [quantiles(one, at).assign(curve=name) for name, one in curves.items()]
     return AdamRuns(
         pd.DataFrame({name: column.numpy() for name, column in table.items()}).assign(case=case),
-        pd.concat(
-            [quantiles(one, at).assign(curve=name, case=case) for name, one in curves.items()],
-            ignore_index=True,
-        ),
+        pd.concat(tables, ignore_index=True).assign(case=case),
     )
 
 
-def ratios(case: int, draws: int, seed: int = 0) -> np.ndarray:
+def ratios(case: int, draws: int) -> np.ndarray:
     """Draw r of the Adam bound: Gaussian starts, each with a rotation of its own, (draw,)."""
-    quadratic = Quadratic.draw(eigenvalues(case), draws=draws, seed=seed)
-    return adam_upper_bound(quadratic, quadratic.gaussian_start(seed=seed)).ratio[:, 0].numpy()
+    quadratic = Quadratic.draw(eigenvalues(case), draws=draws)
+    return adam_upper_bound(quadratic, quadratic.gaussian_start()).ratio[:, 0].numpy()
 
 
 def adam_in_one_dimension(

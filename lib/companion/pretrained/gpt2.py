@@ -5,6 +5,7 @@ import importlib
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,11 +21,12 @@ from companion.datasets.sources import digest_of, load, paths
 from companion.setups import Setup
 from companion.store import Store
 
+PREFIX = "model.transformer."
 MATRICES = ("attn.c_attn.*", "attn.c_proj", "mlp.c_fc", "mlp.c_proj")
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint or its data cannot be had; says what to do."""
+    """A checkpoint or its data cannot be loaded; says what to do."""
 
     def _render_traceback_(self) -> list[str]:
         """Show one sentence in a notebook, without the stack."""
@@ -47,39 +49,20 @@ class Logits(nn.Module):
 class Checkpoint:
     """A GPT2 of OpenAI's layout in safetensors, without pickle and without code from a hub.
 
-    Attributes
-    ----------
-    path : str
-        Name on a hub, such as ``gpt2``, or a folder.
-    instructions : str
-        JSON file of records with ``instruction`` and ``output``, here or on a hub, for the package
-        ``datasets``; ``""`` takes the encyclopedia instead.
-    context : int
-        Tokens of a window.
+    ``path`` is a name on a hub, such as ``gpt2``, or a folder. ``instructions`` is a JSON file of
+    records with ``instruction`` and ``output``, here or on a hub, for the package ``datasets``;
+    ``""`` takes the encyclopedia instead. ``context`` counts the tokens of a window.
     """
+
+    name: ClassVar[str] = "checkpoint"
+    middle: ClassVar[dict[str, int]] = {"momentum": -5, "adamw": -8}  #: exponents of `rate_of`
 
     path: str
     instructions: str = ""
     context: int = 128
 
-    @property
-    def name(self) -> str:
-        """What its results are called."""
-        return "checkpoint"
-
-    @property
-    def middle(self) -> dict[str, int]:
-        """Rates to begin the search around, as exponents of `rate_of`."""
-        return {"momentum": -5, "adamw": -8}
-
     def reachable(self) -> "Checkpoint":
-        """Load everything once; takes the encyclopedia, and says so, without the instructions.
-
-        Raises
-        ------
-        CheckpointError
-            If the model cannot be loaded.
-        """
+        """Load everything once; without the instructions take the encyclopedia, and say so."""
         self.model(pretrained=True, seed=0)
         try:
             self.text()
@@ -89,17 +72,16 @@ class Checkpoint:
         return self
 
     def model(self, pretrained: bool, seed: int) -> nn.Module:
-        """Return the model with its weights, or drawn anew by its own configuration."""
+        """Return the model with its weights, or newly initialised by its own configuration."""
         transformers = load("transformers", "a checkpoint")
         transformers.utils.logging.disable_progress_bar()
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # one sentence is enough
-        quiet = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
         # fused attention has no second derivative
         settings = {"attn_implementation": "eager", "dtype": torch.float32}
-        settings |= {"trust_remote_code": False}
+        safe = {"trust_remote_code": False}
         try:
             config = transformers.AutoConfig.from_pretrained(
-                self.path, trust_remote_code=False, **quiet
+                self.path, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, **safe
             )
             if config.model_type != "gpt2" or config.vocab_size < bpe.END_OF_TEXT + 1:
                 raise CheckpointError(
@@ -108,9 +90,8 @@ class Checkpoint:
                 )
             auto = transformers.AutoModelForCausalLM
             if pretrained:
-                return auto.from_pretrained(
-                    self.path, config=config, use_safetensors=True, **settings
-                )
+                settings |= {"config": config, "use_safetensors": True}
+                return auto.from_pretrained(self.path, **settings, **safe)
         except (OSError, ValueError) as error:
             why = "no such folder, and no hub that has it was reached"
             if Path(self.path).is_dir():
@@ -121,7 +102,7 @@ class Checkpoint:
             ) from error
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return auto.from_config(config, **settings)
+            return auto.from_config(config, **settings, **safe)
 
     def text(self) -> list[str]:
         """Return instructions with their answers, one text each."""
@@ -132,11 +113,9 @@ class Checkpoint:
             records = module.load_dataset("json", data_files=self.instructions, split="train")
             return [f"{one['instruction']}\n\n{one['output']}" for one in records]
         except Exception as error:  # each version of datasets has network errors of its own
-            why = (
-                "the package datasets is not installed"
-                if isinstance(error, ImportError)
-                else (f"no hub or file gave them, {type(error).__name__}")
-            )
+            why = f"no hub or file gave them, {type(error).__name__}"
+            if isinstance(error, ImportError):
+                why = "the package datasets is not installed"
             raise CheckpointError(
                 f"The instructions {self.instructions!r} could not be loaded ({why}): encyclopedia "
                 f"articles stand in for them."
@@ -145,8 +124,8 @@ class Checkpoint:
     def data(self, windows: int, seed: int) -> Data:
         """Windows of instructions and answers in a row, or of articles."""
         if not self.instructions:
-            found = datasets.encyclopedia(context=self.context, windows=windows, seed=seed)
-            return replace(found, stands_in_for="Alpaca Eval")
+            articles = datasets.encyclopedia(context=self.context, windows=windows, seed=seed)
+            return replace(articles, stands_in_for="Alpaca Eval")
         stream = [i for one in self.text() for i in (*bpe.encode(one), bpe.END_OF_TEXT)]
         pair = sequences._next(np.array(stream), self.context, windows, generator(seed))
         checksum = hashlib.sha256(b"".join(part.tobytes() for part in pair)).hexdigest()
@@ -163,23 +142,18 @@ class Checkpoint:
     def setup(
         self, store: Store, pretrained: bool, samples: int, seed: int, device: str = "cpu"
     ) -> Setup:
-        """Return the model, pre-trained or drawn anew, on ``samples`` windows."""
+        """Return the model, pre-trained or newly initialised, on ``samples`` windows."""
         data = self.data(samples, seed)
         model = Logits(self.model(pretrained, seed)).to(device).eval()
-        drawn = datasets.batches(data, samples, 1, seed, None, device)
-        problem = Problem(model, cross_entropy, drawn)
+        batches = datasets.batches(data, samples, 1, seed, None, device)
+        problem = Problem(model, cross_entropy, batches)
         return Setup(self.name, "GPT2", "Transformer", problem, data)
 
     def blocks(self, model: nn.Module) -> list[Block]:
         """Return what the paper measures: the embedding, and four layers' matrices."""
         deepest = model.model.config.n_layer - 1
         layers = sorted({deepest * i // 3 for i in range(4)})  # 0, 3, 7, 11 of twelve
-        wanted = [
-            f"model.transformer.h.{layer}.{matrix}" for layer in layers for matrix in MATRICES
-        ]
+        wanted = [f"{PREFIX}h.{layer}.{matrix}" for layer in layers for matrix in MATRICES]
         chosen = partition(model, only=["*transformer.wte*", *wanted])
-        return [Block(_short(block.name), block.pieces) for block in chosen]
-
-
-def _short(name: str) -> str:
-    return name.split("=")[0].replace("model.transformer.", "")
+        names = [block.name.split("=")[0].removeprefix(PREFIX) for block in chosen]
+        return [Block(name, block.pieces) for name, block in zip(names, chosen, strict=True)]

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +31,8 @@ ROLES = {  # the paper's matrices of a layer, under their names in transformers'
 class SentenceClassifier(nn.Module):
     """BERT, the mean of its tokens, and a linear layer.
 
-    Parameters
-    ----------
-    bert : transformers.BertModel
-        With one row of embeddings for each id that occurs.
-    ids : Tensor, (rows,)
-        Those ids, in the vocabulary of the tokenizer, sorted; the first is the padding's.
-    classes : int
+    The BERT has a row of embeddings for each of ``ids``: those that occur, in the vocabulary of the
+    tokenizer, sorted; the first is the padding's.
     """
 
     def __init__(self, bert: nn.Module, ids: Tensor, classes: int):
@@ -63,28 +59,15 @@ class MiniLM:
     Pre-trained by distillation and then on pairs of sentences (all-MiniLM-L6-v2). It is built from
     the pinned files alone: safetensors, no pickle, no code of the package. Dropout is off.
     Embeddings of words that the sentences do not hold are left out, which changes no number: the
-    loss does not depend on them.
-
-    Attributes
-    ----------
-    pieces : int
-        Longest sentence, in pieces of words.
-    layers : tuple of int
-        Of the six, those whose matrices are measured.
+    loss does not depend on them. Sentences have up to ``pieces`` pieces of words; of the six
+    ``layers``, the matrices of those given are measured.
     """
+
+    name: ClassVar[str] = "minilm"
+    middle: ClassVar[dict[str, int]] = {"momentum": -4, "adamw": -7}
 
     pieces: int = 16
     layers: tuple[int, ...] = (0, 5)
-
-    @property
-    def name(self) -> str:
-        """What its results are called."""
-        return "minilm"
-
-    @property
-    def middle(self) -> dict[str, int]:
-        """Rates to begin the search around, as exponents of `rate_of`."""
-        return {"momentum": -4, "adamw": -7}
 
     def data_key(self) -> str:
         """Digest of the model's files and of the plays."""
@@ -93,31 +76,21 @@ class MiniLM:
     def setup(
         self, store: Store, pretrained: bool, samples: int, seed: int, device: str = "cpu"
     ) -> Setup:
-        """Return the model, pre-trained or drawn anew, with ``samples`` sentences.
+        """Return the model, pre-trained or newly initialised, with ``samples`` sentences.
 
         The seed draws the sentences, the linear layer, and without pre-training all weights, as
         BERT does: N(0, 0.02).
-
-        Raises
-        ------
-        DataError
-            If a package is missing or a file is not the pinned one.
         """
         if samples % 2:
             raise ValueError(f"{samples} sentences are not as many questions as statements.")
         data = transfer.sentences(pieces=self.pieces, each=samples // 2, seed=seed)
         transformers = load("transformers", "MiniLM")
         ids = torch.unique(torch.cat([torch.tensor([PADDING]), data.inputs.flatten()]))
-        config = transformers.BertConfig(
-            **json.loads(read(FOLDER + "config.json", "MiniLM"))
-            | {
-                "vocab_size": len(ids),
-                "max_position_embeddings": self.pieces,
-                "hidden_dropout_prob": 0.0,
-                "attention_probs_dropout_prob": 0.0,
-                "attn_implementation": "eager",  # fused attention has no second derivative
-            }
-        )
+        settings = json.loads(read(FOLDER + "config.json", "MiniLM"))
+        settings |= {"vocab_size": len(ids), "max_position_embeddings": self.pieces}
+        settings |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+        settings["attn_implementation"] = "eager"  # fused attention has no second derivative
+        config = transformers.BertConfig(**settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             bert = transformers.BertModel(config, add_pooling_layer=False)
@@ -129,16 +102,15 @@ class MiniLM:
                 state[name] = state[name][rows]
             bert.load_state_dict(state)
         model = model.to(device).eval()
-        problem = Problem(
-            model, cross_entropy, datasets.batches(data, samples, 1, seed, None, device)
-        )
+        batches = datasets.batches(data, samples, 1, seed, None, device)
+        problem = Problem(model, cross_entropy, batches)
         return Setup(self.name, "MiniLM", "Transformer", problem, data)
 
     def blocks(self, model: nn.Module) -> list[Block]:
         """Return the six matrices of each of the layers, under short names."""
-        found = {block.name: block for block in partition(model)}
+        every = {block.name: block for block in partition(model)}
         return [
-            Block(f"layer {layer} {role}", found[f"bert.encoder.layer.{layer}.{path}"].pieces)
+            Block(f"layer {layer} {role}", every[f"bert.encoder.layer.{layer}.{path}"].pieces)
             for layer in self.layers
             for role, path in ROLES.items()
         ]

@@ -1,6 +1,7 @@
 """A nano GPT of characters: pre-trained here on an encyclopedia, to be tuned on Shakespeare."""
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -22,19 +23,15 @@ MOST_WINDOWS = 40_000  # of the context 64 that the articles hold, which is 43,1
 
 @dataclass(frozen=True)
 class NanoGPT:
-    """The GPT of `setup`, on characters of Shakespeare's plays, and what it was trained on before.
+    """The GPT of `setup`, on characters of Shakespeare's plays, and its pre-training on articles.
 
-    Attributes
-    ----------
-    size : {"tiny", "small"}
-    steps, batch : int
-        Of the pre-training, by AdamW on articles in the alphabet of the plays.
-    rate : float
-        Its largest learning rate (ours).
-    times : int
-        Pre-trainings, each with an initialisation and data of its own; what is tuned with seed s
-        comes from pre-training s mod ``times``.
+    ``steps`` steps of AdamW on batches of ``batch`` windows in the alphabet of the plays, at the
+    largest ``rate`` (ours), are done ``times`` times, each with an initialisation and data of its
+    own: what is tuned with seed s comes from pre-training s mod ``times``.
     """
+
+    name: ClassVar[str] = "nano"
+    middle: ClassVar[dict[str, int]] = {"momentum": -3, "adamw": -5}  #: chapter 06's
 
     size: str = "small"
     steps: int = 600
@@ -51,22 +48,12 @@ class NanoGPT:
         if min(self.steps, self.batch, self.times) < 1:
             raise ValueError("Steps, batch and times of a pre-training must be at least 1.")
 
-    @property
-    def name(self) -> str:
-        """What its results are called."""
-        return "nano"
-
-    @property
-    def middle(self) -> dict[str, int]:
-        """Rates to begin the search around, as exponents of `rate_of`: chapter 06's."""
-        return {"momentum": -3, "adamw": -5}
-
     def setup(
         self, store: Store, pretrained: bool, samples: int, seed: int, device: str = "cpu"
     ) -> Setup:
         """Return the model on ``samples`` windows of the plays.
 
-        At initialisation it is what `setup` makes, and what chapters 04 and 06 measure and train.
+        Not pre-trained, it is what `setup` makes, and what chapters 04 and 06 measure and train.
         """
         made = setup("gpt", self.size, samples=samples, seed=seed, device=device)
         if pretrained:
@@ -84,18 +71,7 @@ class NanoGPT:
         return digest_of(DATA)
 
     def pretrained(self, store: Store, seed: int) -> np.ndarray:
-        """Return losses of all steps, then all weights, in one row of numbers.
-
-        Parameters
-        ----------
-        store : Store
-        seed : int
-            Of the model to tune.
-
-        Returns
-        -------
-        ndarray, (steps + parameters,) float64
-        """
+        """Losses of all steps, then all weights, (steps + parameters,); seed of the tuning."""
         shared = (self.size, self.steps, self.batch, self.rate)
         return store.get(NanoWeights(*shared, seed % self.times))["value"].to_numpy()
 
@@ -120,18 +96,10 @@ class NanoWeights(Job):
     def compute(self, store: Store) -> pd.DataFrame:
         """Train; one column ``value``: losses of all steps, then all weights."""
         model = setup("gpt", self.size, samples=1, seed=self.seed).problem.model
-        data = transfer.articles(
-            context=model.config.context,
-            windows=min(self.steps * self.batch, MOST_WINDOWS),
-            seed=self.seed,
-        )
-        (losses,) = train(
-            [model],
-            cross_entropy,
-            [datasets.stream(data, self.batch, self.seed)],
-            OPTIMIZERS["adamw"],
-            [self.rate],
-            steps=self.steps,
-        )
+        windows = min(self.steps * self.batch, MOST_WINDOWS)
+        data = transfer.articles(context=model.config.context, windows=windows, seed=self.seed)
+        stream = datasets.stream(data, self.batch, self.seed)
+        adamw = OPTIMIZERS["adamw"]
+        losses = train(model, cross_entropy, stream, adamw, self.rate, steps=self.steps)
         weights = nn.utils.parameters_to_vector(model.parameters()).detach()
         return pd.DataFrame({"value": np.concatenate([losses, weights.double().numpy()])})

@@ -23,10 +23,11 @@ def fixed(case: int, samples: int) -> tuple[Blocks, ...]:
 
 
 def family(kappa: float, block_kappa: float, samples: int) -> tuple[Blocks, ...]:
-    """Three blocks of three eigenvalues, whose κ and κ_l are set apart (ours).
+    """Three blocks of three eigenvalues, whose κ and κ_l are chosen separately (ours).
 
     Each block holds 1, √κ_l and κ_l times its smallest eigenvalue, and these are evenly spread
-    logarithms from 1 to κ/κ_l: the blocks are alike where κ_l = κ, and far apart where it is small.
+    logarithms from 1 to κ/κ_l: the blocks are alike where κ_l = κ; the smaller it is, the more they
+    differ.
     """
     if not 1 < block_kappa <= kappa:
         raise ValueError(f"block_kappa must be above 1 and at most kappa, not {block_kappa}.")
@@ -44,23 +45,14 @@ def from_spectra(
     count: int = 30,
     kappa: float = 5000.0,
 ) -> tuple[Blocks, ...]:
-    """Draw the eigenvalues of Case 1 or 2 from measured spectra, several times.
+    """Draw the eigenvalues of Case 1 or 2 from blocks of measured spectra, ``samples`` times.
 
-    Parameters
-    ----------
-    spectra : Spectra
-    blocks : sequence of str
-        Names of the blocks that are drawn from.
-    samples : int
-        Quadratics, numbered from 0; each is drawn with a seed of its own.
-    variant : {"one shift", "random blocks", "shift per block", "positive only", "zeros kept"}
-        ``one shift``: what counts as zero (|λ| up to 1e-6 of the model's largest) is left out, and
-        one affine map for all blocks takes the rest to [1, κ]. The others change one thing each:
-        as many blocks of the model as are given, drawn anew for each sample; the smallest
-        eigenvalue of each block shifted to zero first; negative eigenvalues left out too; zeros
-        drawn like the others, where a sample of nothing but zeros is drawn again.
-    count, kappa
-        As in `sampled_eigenvalues`.
+    Sample i is drawn with a seed of its own; ``count`` and ``kappa`` as in `sampled_eigenvalues`.
+    Variants: ``one shift`` leaves out what counts as zero (|λ| up to 1e-6 of the model's largest),
+    and one affine map for all blocks takes the rest to [1, κ]. The others change one thing each: as
+    many blocks as are given, drawn from all of the model for each sample; the smallest eigenvalue
+    of each block shifted to zero first; negative eigenvalues left out too; zeros drawn like the
+    others, where a sample of nothing but zeros is drawn again.
     """
     if variant not in VARIANTS:
         raise ValueError(f"Unknown variant {variant!r}: choose one of {', '.join(VARIANTS)}.")

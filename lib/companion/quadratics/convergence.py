@@ -55,9 +55,9 @@ def steps_to(modes: Modes, step: float | Tensor, *, factor: float = 1e-6) -> Ten
     """Count the steps that cut ‖g‖ by ``factor``, (start, c) for c steps η each.
 
     inf where the iteration diverges, or is slower than float64 resolves (ηs_min below 1e-12).
-    By doubling, then bisection, for even and odd counts apart: a mode with ηs > 1 changes sign each
-    step and makes Adam's ‖g‖ zigzag. GD's never grows, so its count is exact; Adam's may rise again
-    for a while even so, and then this is one of the passes.
+    By doubling, then bisection, for even and odd counts separately: a mode with ηs > 1 changes sign
+    each step and makes Adam's ‖g‖ zigzag. GD's never grows, so its count is exact; Adam's may rise
+    again for a while even so, and then this is one of the passes.
     """
     if not 0 < factor < 1:
         raise ValueError(f"factor must lie between 0 and 1, not {factor}.")
@@ -98,10 +98,10 @@ def best_step(modes: Modes, *, factor: float = 1e-6) -> tuple[Tensor, Tensor]:
 class AdamBound(NamedTuple):
     """The constants of the upper bound on frozen Adam: `adam_upper_bound`."""
 
-    smallest: Tensor  #: (start, block) C_{l,1} = min_i |g⁰_{l,i}| / λ_max(H_l)
-    largest: Tensor  #: (start, block) C_{l,2} = max_i |g⁰_{l,i}| / λ_max(H_l)
-    step: Tensor  #: (start, 1) η = min_l C_{l,1}
-    ratio: Tensor  #: (start, 1) r = max_l C_{l,2} / η; the published r (recalled) is its square
+    step: Tensor  #: (start, 1) η = min_l C_{l,1}; C_{l,1} = min_i |g⁰_{l,i}| / λ_max(H_l)
+    #: (start, 1) r = max_l C_{l,2} / η; C_{l,2} = max_i |g⁰_{l,i}| / λ_max(H_l); the published r
+    #: (recalled) is its square
+    ratio: Tensor
     rate: Tensor  #: (start, 1) max_l (1 − 1/(r κ_l))²
 
 
@@ -109,14 +109,11 @@ def adam_upper_bound(quadratic: Quadratic, start: Tensor) -> AdamBound:
     """Bound the gap of `frozen_adam` at step η: ``gap(k+1) ≤ max_l (1 − 1/(r κ_l))² gap(k)``."""
     size = require_positive(quadratic.gradient(start).abs(), "|g⁰|")
     parts = size.split([len(block) for block in quadratic.blocks], dim=1)
-    top = torch.stack([block.max() for block in quadratic.blocks])
-    smallest = torch.stack([part.amin(1) for part in parts], 1) / top
-    largest = torch.stack([part.amax(1) for part in parts], 1) / top
-    step = smallest.amin(1, keepdim=True)
-    ratio = largest.amax(1, keepdim=True) / step
-    return AdamBound(
-        smallest, largest, step, ratio, (1 - 1 / (ratio * quadratic.block_kappa.max())) ** 2
-    )
+    scaled = [part / b.max() for part, b in zip(parts, quadratic.blocks, strict=True)]
+    scaled = torch.cat(scaled, dim=1)
+    step = scaled.amin(1, keepdim=True)
+    ratio = scaled.amax(1, keepdim=True) / step
+    return AdamBound(step, ratio, (1 - 1 / (ratio * quadratic.block_kappa.max())) ** 2)
 
 
 def gd_lower_bound(kappa: float) -> float:

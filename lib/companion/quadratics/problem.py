@@ -33,7 +33,7 @@ def eigenvalues(case: int) -> list[Tensor]:
 
 def sampled_eigenvalues(
     nodes: Sequence[np.ndarray],
-    weights: Sequence[np.ndarray] | None = None,
+    weights: Sequence[np.ndarray],
     *,
     count: int = 30,
     kappa: float = 5000.0,
@@ -41,34 +41,23 @@ def sampled_eigenvalues(
 ) -> list[Tensor]:
     """Draw eigenvalues from measured block spectra: Case 1 (a Transformer's) or 2 (a CNN's).
 
+    ``count`` of the nodes (Ritz values, an array of any shape a block) are drawn by their weights,
+    with replacement, and sorted.
+
     One affine map for all blocks takes the smallest value drawn to 1 and the largest to ``kappa``,
     so the blocks' ranges keep their proportions. Negative eigenvalues are drawn like the others and
     the map's shift makes them positive; what lies near zero then lands above 1. One shift for all
     puts the near-zero bulk of every block in one place: spectra that differ in width alone, on both
     sides of zero, come out with condition numbers that differ much less.
-
-    Parameters
-    ----------
-    nodes, weights : sequences of arrays, one a block, of any shape (probes are pooled)
-        Ritz values and Gauss weights, or samples of eigenvalues without weights.
-    count : int
-        Eigenvalues a block, drawn with replacement, returned ascending.
     """
     if not kappa > 1 or count < 1:
         raise ValueError(f"Give kappa above 1 and count from 1 on, not {kappa} and {count}.")
-    if weights is None:
-        weights = [np.ones(np.shape(block)) for block in nodes]
-    if not 0 < len(nodes) == len(weights):
-        raise ValueError(f"Give nodes and weights of each block, not {len(nodes)}, {len(weights)}.")
     drawn = []
-    for i, (node, weight) in enumerate(zip(nodes, weights, strict=True)):
-        node, weight = np.asarray(node, np.float64).ravel(), np.asarray(weight, np.float64).ravel()
-        if node.shape != weight.shape or not np.isfinite(node).all():
-            raise ValueError(f"Block {i} needs finite nodes, one for each weight.")
-        if not (weight >= 0).all() or not 0 < weight.sum() < np.inf:
-            raise ValueError(f"The weights of block {i} must not be negative, nor all zero.")
+    for i, (node, weight) in enumerate(zip(nodes, map(np.ravel, weights), strict=True)):
+        if not weight.sum() > 0:
+            raise ValueError(f"The weights of block {i} are all zero: there is nothing to draw.")
         rng = np.random.default_rng([seed, SAMPLES, i])
-        drawn.append(np.sort(rng.choice(node, count, p=weight / weight.sum())))
+        drawn.append(np.sort(rng.choice(np.ravel(node), count, p=weight / weight.sum())))
     low, high = min(block[0] for block in drawn), max(block[-1] for block in drawn)
     if not high > low:
         raise ValueError(f"All values drawn are {low}: no affine map gives them a kappa above 1.")
