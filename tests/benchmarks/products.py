@@ -240,7 +240,7 @@ def by_plain_derivatives(problem: Problem, place: bench.Place, steps: int, quick
         with patch.dict(OURS, clear=True):  # nothing is replaced then
             spectra()
 
-    times = bench.rounds({"cheap": spectra, "plain": plain}, 1 if quick else 2, place, warm=False)
+    times = bench.rounds({"cheap": spectra, "plain": plain}, 1 if quick else 2, place)
     return {
         **place.columns,
         "method": "spectra by plain second derivatives, to those by cheap ones",

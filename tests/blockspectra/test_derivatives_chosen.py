@@ -311,6 +311,9 @@ def test_relus_at_exactly_zero_are_no_obstacle(dtype):
     found = dense_hessian(problem, whole(model))
     assert found[-1, -1] == pytest.approx(2)  # of the last bias
     assert (found != 0).sum() == 1
+    model[4].bias.register_hook(lambda g: 0.1 * g)  # and hide none
+    with pytest.raises(ProblemError, match="look for hooks"):
+        dense_hessian(problem, whole(model))
 
 
 def test_numbers_that_a_model_keeps_in_float32_are_no_obstacle():
