@@ -20,9 +20,10 @@ import torch.distributed as dist
 import torch.multiprocessing
 
 from blockspectra import Problem, block_spectra, cross_entropy, partition
+from blockspectra.environment import environment
+from blockspectra.files import write_text
 from companion.datasets import batches, shakespeare
 from companion.models.gpt import GPT, GPTConfig
-from companion.store import environment, write_text
 
 RESULTS = Path(__file__).parent / "results"
 NO_GPU = "no GPU where this was measured"
