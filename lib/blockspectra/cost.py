@@ -8,7 +8,9 @@ from functools import partial
 import torch
 
 from blockspectra.blocks import Block
-from blockspectra.hessian import SCRATCH, GradientGraph, checked, parameters_of
+from blockspectra.checks import checked
+from blockspectra.gradient_graph import GradientGraph
+from blockspectra.hessian import SCRATCH, parameters_of
 from blockspectra.lanczos import BASES, Lanczos, basis_name, run_bytes
 from blockspectra.memory import available, in_use, readable
 from blockspectra.problem import Problem

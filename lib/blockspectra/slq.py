@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from blockspectra.blocks import Block, whole
 from blockspectra.checkpoints import Checkpoints
+from blockspectra.checks import checked
 from blockspectra.distributed import Ranks
-from blockspectra.hessian import SCRATCH, BlockHessians, checked, parameters_of
+from blockspectra.hessian import SCRATCH, BlockHessians, parameters_of
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
 from blockspectra.memory import available, in_use, readable
 from blockspectra.problem import OutOfMemory, Problem

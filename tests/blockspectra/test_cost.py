@@ -6,7 +6,7 @@ import torch
 from blockspectra import Problem, partition
 from blockspectra.blocks import whole
 from blockspectra.cost import Cost, estimate
-from blockspectra.hessian import GradientGraph
+from blockspectra.gradient_graph import GradientGraph
 from companion.setups import setup
 
 

@@ -18,7 +18,8 @@ from blockspectra import Problem, ProblemError, block_spectra, partition
 from blockspectra.blocks import whole
 from blockspectra.fast_derivatives import mode
 from blockspectra.fast_derivatives.rows import Gelu
-from blockspectra.hessian import CHEAP, PLAIN, BlockHessians, dense_hessian
+from blockspectra.gradient_graph import CHEAP, PLAIN
+from blockspectra.hessian import BlockHessians, dense_hessian
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 CLASSES = torch.tensor([0, 2, 1, 1, 0, 2])

@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockspectra import Problem
 from blockspectra.fast_derivatives.mode import FastDerivatives
-from blockspectra.hessian import GradientGraph, graph
+from blockspectra.gradient_graph import GradientGraph, graph
 
 
 def gaussian(*shape, seed=0):

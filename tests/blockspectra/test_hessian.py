@@ -17,13 +17,8 @@ from torch.func import functional_call, grad, hessian, vmap
 
 from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
 from blockspectra.blocks import Block, Piece, whole
-from blockspectra.hessian import (
-    BlockHessians,
-    GradientGraph,
-    block_products,
-    dense_hessian,
-    hessian_product,
-)
+from blockspectra.gradient_graph import GradientGraph
+from blockspectra.hessian import BlockHessians, block_products, dense_hessian, hessian_product
 from companion.models import GPT, gpt
 from companion.setups import REDUCED, setup
 from custom_functions import OnceOnly

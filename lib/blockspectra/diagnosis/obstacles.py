@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from blockspectra.hessian import checked
+from blockspectra.checks import checked
 from blockspectra.problem import OutOfMemory, Problem, ProblemError, explained
 
 
