@@ -1,8 +1,9 @@
 """One function a figure: takes results, returns a matplotlib Figure.
 
-Widths are those of a paper: `COLUMN` for one of two columns, `PAGE` for both. Colours are seaborn's
-colour-blind palette, the same for a family of models in every figure.
+Widths are those of a paper, of one of two columns or of both. Colours are seaborn's colour-blind
+palette, the same for a family of models in every figure.
 """
+# ruff: noqa: F401
 
 from blockspectra.diagnosis.figures import gap_against
 from blockspectra.plotting.spectra import (
@@ -11,7 +12,7 @@ from blockspectra.plotting.spectra import (
     spectrum_comparison,
     spectrum_raster,
 )
-from blockspectra.plotting.style import COLUMN, PAGE, lines, use_style
+from blockspectra.plotting.style import lines, use_style
 from companion.figures.benchmarks import cost_growth, cost_ratios, peak_memory
 from companion.figures.distances import distance_maps, heterogeneity_by_measure
 from companion.figures.full_spectra import (
@@ -37,40 +38,3 @@ from companion.figures.quadratics import (
     steps_by_case,
 )
 from companion.figures.training import rate_search, training_curves
-
-__all__ = [
-    "COLUMN",
-    "PAGE",
-    "accuracy_against_knob",
-    "accuracy_against_rate",
-    "accuracy_against_spread",
-    "adam_bound",
-    "blockwise_spectra",
-    "contrast_by_stage",
-    "cost_growth",
-    "cost_ratios",
-    "distance_maps",
-    "full_spectra",
-    "gap_against",
-    "gd_bound",
-    "gradient_norms",
-    "hessian_maps",
-    "heterogeneity_by_measure",
-    "limit_cycle",
-    "linear_densities",
-    "lines",
-    "outside_by_classes",
-    "peak_memory",
-    "rate_search",
-    "ratio_distribution",
-    "relative_density",
-    "scatter",
-    "share_by_stage",
-    "spectrum_comparison",
-    "spectrum_raster",
-    "stage_distances",
-    "steps_by_case",
-    "training_curves",
-    "use_style",
-    "viewed_densities",
-]
