@@ -167,7 +167,7 @@ class Store:
         return None
 
     def unfinished(self, job: Job) -> Path:
-        """Return the folder for what a killed `Job.compute` goes on from; deleted when it is done."""
+        """Folder for what a killed `Job.compute` goes on from; deleted once the job is done."""
         return self.path / "unfinished" / job.stem
 
     def _headers(self, job: Job) -> list[Path]:

@@ -130,7 +130,7 @@ def test_a_parameter_of_another_type_is_refused_by_name(name, value, wanted):
 @pytest.mark.parametrize("injected", ["steep = 20", "steps = 20\nsteep = [\n  1,\n]\n"])
 def test_an_unknown_name_is_refused_with_those_that_are_known(injected):
     sentence = "Unknown parameter steep: this chapter takes preset, steps, sigma"
-    with pytest.raises(ParameterError, match=known):
+    with pytest.raises(ParameterError, match=sentence):
         check_parameters(namespace(injected, steep=20))
 
 
