@@ -17,33 +17,16 @@ ALL = "index == index"  # every row
 
 @dataclass(frozen=True)
 class Goal:
-    """A cost to be reached, and where the files have it.
+    """A cost to be reached, and where the files have it."""
 
-    Attributes
-    ----------
-    text : str
-        What the number is, with its unit.
-    limit : float
-    source : tuple of str
-        A benchmark, one of `NAMES`, and a table in its file.
-    value, where : str
-        The number in a row, and which rows count: expressions of `DataFrame.eval`.
-    case : tuple of str
-        Columns that say what a row is.
-    above : bool
-        Whether the goal is a number at or above the limit, or at or below.
-    provided : str
-        Expression that must hold too, or the number was bought with a worse result.
-    """
-
-    text: str
+    text: str  # what the number is, with its unit
     limit: float
-    source: tuple[str, str]
-    value: str
-    where: str = ALL
-    case: tuple[str, ...] = ("place",)
-    above: bool = False
-    provided: str = ALL
+    source: tuple[str, str]  # a benchmark, one of `NAMES`, and a table in its file
+    value: str  # the number in a row: an expression of `DataFrame.eval`
+    where: str = ALL  # which rows count
+    case: tuple[str, ...] = ("place",)  # columns that say what a row is
+    above: bool = False  # the number must be at or above the limit, not at or below
+    provided: str = ALL  # must hold too, or the number was bought with a worse result
 
     @property
     def needed(self) -> str:
@@ -131,28 +114,13 @@ GOALS = (
 
 
 def read(folder: str | Path = "") -> dict[str, dict]:
-    """Read the files that `make bench` wrote.
+    """Read what `make bench` wrote into a folder; empty: what is committed with the repository.
 
-    Parameters
-    ----------
-    folder : str or Path
-        Where they are; empty: those committed with the repository.
-
-    Returns
-    -------
-    dict
-        Name of a benchmark → what its file holds; a benchmark without a file is left out.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such folder.
+    Returns name of a benchmark → what its file holds; a benchmark without a file is left out.
     """
     path = Path(folder or (repository() or Path()) / "tests" / "benchmarks" / "results")
     if not path.is_dir():
-        raise FileNotFoundError(
-            f"There is no folder {path} with results of benchmarks: run `make bench`."
-        )
+        raise FileNotFoundError(f"There is no folder {path} with results: run `make bench`.")
     files = {name: path / f"{name}.json" for name in NAMES}
     return {n: json.loads(f.read_text(encoding="utf-8")) for n, f in files.items() if f.is_file()}
 
@@ -174,18 +142,10 @@ def goals_table() -> pd.DataFrame:
 
 
 def verdicts(found: dict[str, dict]) -> pd.DataFrame:
-    """Set every number beside its goal, in the order of `GOALS`.
+    """Set every number of what `read` returns beside its goal, in the order of `GOALS`.
 
-    Parameters
-    ----------
-    found : dict
-        From `read`.
-
-    Returns
-    -------
-    DataFrame
-        goal, case, needed, measured (text; empty if not), result (met, not met, not measured),
-        note. A goal whose file is missing has one row that says so.
+    Columns: goal, case, needed, measured (text; empty if not), result (met, not met, not measured),
+    note. A goal whose file is missing has one row that says so.
     """
     parts = []
     for goal in GOALS:
@@ -193,7 +153,7 @@ def verdicts(found: dict[str, dict]) -> pd.DataFrame:
         file, table = goal.source
         table = rows(found[file], table) if file in found else pd.DataFrame()
         part = table.query(goal.where) if len(table) else table
-        if not len(part):
+        if part.empty:
             empty = {"case": "", "measured": "", "result": "not measured"}
             parts.append(pd.DataFrame([about | empty | {"note": missing(file)}]))
             continue

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from blockspectra.environment import environment
 from blockspectra.files import digest, write_text
+from blockspectra.plotting.style import use_style
 from companion.claims import CLAIMS, Criterion, Finding
-from companion.figures import use_style
 from companion.parameters import at_preset, fits, preset_file
 from companion.store import Store, build_folder
 
@@ -33,23 +33,12 @@ class ParameterError(ValueError):
 
 
 class Chapter:
-    """One run of a notebook.
+    """One run of a notebook: the name of its file without suffix, and its ``globals()``.
 
     What it leaves (figures, claims, manifest) goes into the store of its preset; a run with other
     parameters than the preset's leaves it in a folder ``own`` there, so that trying things out
-    never changes a verdict.
-
-    Parameters
-    ----------
-    name : str
-        The notebook's file name without suffix.
-    namespace : dict
-        ``globals()`` of the notebook, right after the parameters.
-
-    Raises
-    ------
-    ParameterError
-        On a parameter that the ``parameters`` cell does not annotate, or of another type.
+    never changes a verdict. A parameter that the ``parameters`` cell does not annotate, or of
+    another type, raises `ParameterError`.
     """
 
     def __init__(self, name: str, namespace: dict):
@@ -69,9 +58,8 @@ class Chapter:
     def _is_preset(self) -> bool:
         """Say whether the parameters are the preset's: only then may the claims' table change."""
         preset = self.store.path.name
-        if not all(preset_file(self.name, name).exists() for name in ("laptop", preset)):
-            return True
-        return self.parameters == at_preset(self.name, preset)
+        there = all(preset_file(self.name, name).exists() for name in ("laptop", preset))
+        return not there or self.parameters == at_preset(self.name, preset)
 
     def choose(self, text: str, known: Iterable[str]) -> list[str]:
         """Split a parameter such as ``"vgg, gpt"`` and refuse what is not known."""
@@ -79,8 +67,8 @@ class Chapter:
         unknown = [word for word in chosen if word not in known]
         if unknown or not chosen:
             raise ParameterError(
-                f"{', '.join(unknown) or 'An empty list'} is not to be had in {self.name}: choose "
-                f"from {', '.join(known)}."
+                f"{self.name} does not know {', '.join(unknown) or 'an empty list'}: choose from "
+                f"{', '.join(known)}."
             )
         return chosen
 
@@ -89,8 +77,7 @@ class Chapter:
         files = save_figure(self.folder / "figures" / self.name / name, figure, data, caption)
         self.wrote |= {f.relative_to(self.folder).as_posix(): digest(f) for f in files}
         plt.close(figure)  # or the notebook would show it a second time
-        described = {"image/png": {"alt": caption}}  # for screen readers
-        display(figure, metadata=described)
+        display(figure, metadata={"image/png": {"alt": caption}})  # for screen readers
         display(Markdown(f"**{name.replace('_', ' ').capitalize()}.** {caption}"))
 
     def conclude(self, claim: str, criteria: list[Criterion], note: str) -> Finding:
@@ -121,28 +108,15 @@ class Chapter:
         }
         text = json.dumps(manifest, indent=1) + "\n"
         write_text(self.folder / "manifests" / f"{self.name}.json", text)
-        files = len(self.store.used)
         own = "" if self.folder == self.store.path else ", under own/: not the preset's parameters"
-        return f"{self.name}: {files} results, {figures} figures, manifest written{own}"
+        counts = f"{len(self.store.used)} results, {figures} figures"
+        return f"{self.name}: {counts}, manifest written{own}"
 
 
 def save_figure(path: Path, figure: Figure, data: pd.DataFrame, caption: str) -> list[Path]:
-    """Write a figure as PDF and PNG, its data as CSV and its caption as text.
+    """Write a figure as PDF and PNG, its data as CSV, its caption as text; the path has no suffix.
 
-    Parameters
-    ----------
-    path : Path
-        Of the files, without suffix.
-    figure : Figure
-        As wide as it says, to the bit: what is outside its width is cut off.
-    data : DataFrame
-        What it shows.
-    caption : str
-
-    Returns
-    -------
-    list of Path
-        The files.
+    The figure is as wide as it says, to the bit: what is outside its width is cut off.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()  # lays it out, once for both files
@@ -160,14 +134,13 @@ def check_parameters(namespace: dict) -> dict:
     annotations = namespace.get("__annotations__", {})
     if "preset" not in annotations:
         raise ParameterError("The parameters cell must annotate every parameter, and a preset.")
-    unknown = [name for name in _injected(namespace) if name not in annotations]
-    if unknown:
+    if unknown := [name for name in _injected(namespace) if name not in annotations]:
         raise ParameterError(
             f"Unknown parameter {', '.join(unknown)}: this chapter takes {', '.join(annotations)}."
         )
     for name, kind in annotations.items():
         if not fits(namespace[name], kind):
-            wanted = getattr(kind, "__name__", str(kind)) if isinstance(kind, type) else str(kind)
+            wanted = kind.__name__ if isinstance(kind, type) else str(kind)
             raise ParameterError(
                 f"Parameter {name} must be of type {wanted}, not {namespace[name]!r}."
             )

@@ -33,15 +33,9 @@ CLAIMS = {name: Claim(**claim) for name, claim in yaml.safe_load(_TEXTS).items()
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim of the paper as measured here.
+    """A claim of the paper, by its id in `CLAIMS`, as measured here.
 
-    Attributes
-    ----------
-    claim : str
-        Its id in `CLAIMS`.
-    criteria : list of Criterion
-    note : str
-        What the reader must know: stand-in data, reduced sizes, the likely reason of a failure.
+    The note tells the reader of stand-in data, reduced sizes, the likely reason of a failure.
     """
 
     claim: str
@@ -66,22 +60,20 @@ class Finding:
     def table(self) -> pd.DataFrame:
         """The criteria with their numbers, one row each."""
         rows = [
-            {
-                "criterion": c.text,
-                "measured": f"{c.value:.3g} ± {c.error:.1g}" if c.error else f"{c.value:.3g}",
-                "needed": f"{'≥' if c.above else '≤'} {c.threshold:.3g}",
-                "result": WORDS[c.holds],
-            }
+            (
+                c.text,
+                f"{c.value:.3g} ± {c.error:.1g}" if c.error else f"{c.value:.3g}",
+                f"{'≥' if c.above else '≤'} {c.threshold:.3g}",
+                WORDS[c.holds],
+            )
             for c in self.criteria
         ]
-        return pd.DataFrame(rows)
+        return pd.DataFrame(rows, columns=["criterion", "measured", "needed", "result"])
 
     def save(self, folder: Path) -> Path:
         """Write ``<folder>/claims/<id>.json``."""
-        return write_text(
-            folder / "claims" / f"{self.claim}.json",
-            json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n",
-        )
+        text = json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+        return write_text(folder / "claims" / f"{self.claim}.json", text)
 
     @classmethod
     def load(cls, path: Path) -> "Finding":
@@ -93,35 +85,24 @@ class Finding:
 def claims_table(*folders: Path | None) -> pd.DataFrame:
     """All claims with what the stores hold of them, one row a claim; the first folder wins.
 
-    Returns
-    -------
-    DataFrame
-        claim, statement, paper, measured, verdict, note, chapter; a claim that no chapter has
-        measured says ``not measured``.
+    Columns: claim, statement, paper, measured, verdict, note, chapter; a claim that no chapter has
+    measured says ``not measured``.
     """
     rows = []
     for name, claim in CLAIMS.items():
         paths = [f / "claims" / f"{name}.json" for f in folders if f is not None]
         found = next((Finding.load(path) for path in paths if path.exists()), None)
-        rows.append(
-            {
-                "claim": name,
-                "statement": claim.statement,
-                "paper": claim.paper,
-                "measured": "; ".join(map(str, found.criteria)) if found else "",
-                "verdict": found.verdict if found else "not measured",
-                "note": found.note if found else "",
-                "chapter": claim.chapter,
-            }
-        )
-    return pd.DataFrame(rows)
+        measured = ("", "not measured", "")
+        if found:
+            measured = "; ".join(map(str, found.criteria)), found.verdict, found.note
+        rows.append((name, claim.statement, claim.paper, *measured, claim.chapter))
+    columns = ["claim", "statement", "paper", "measured", "verdict", "note", "chapter"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def reported(table: str) -> pd.DataFrame:
     """Read one of the paper's tables from ``data/reported``, e.g. ``table1``."""
     root = repository()
     if root is None:
-        raise FileNotFoundError(
-            "The paper's tables are in the repository, not in the wheel: clone it."
-        )
+        raise FileNotFoundError("The paper's tables are in the repository alone: clone it.")
     return pd.read_csv(root / "data" / "reported" / f"{table}.csv")

@@ -55,16 +55,9 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
 
 
 def measure(store: Store, jobs: Sequence[Job], workers: int = 2) -> list[Result]:
-    """Take several measurements at once, the slow ones first; results in the order given.
+    """Take several measurements, the slow ones first, in processes; results in the order given.
 
     What is finished is kept even if a later one fails or the run is killed.
-
-    Parameters
-    ----------
-    store : Store
-    jobs : sequence of Job
-    workers : int
-        Processes; no more than there are cores is of use.
     """
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")

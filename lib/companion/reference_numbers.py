@@ -23,17 +23,9 @@ CHAPTER = "06_adam_vs_sgd"
 
 
 def collect(results: Path) -> pd.DataFrame:
-    """Measure the reference models from the spectra and training runs that a run has left.
+    """Measure the reference models from the spectra and training runs of a preset's results.
 
-    Parameters
-    ----------
-    results : Path
-        A preset's results, such as ``data/results/laptop``.
-
-    Returns
-    -------
-    DataFrame
-        As `references` returns it; numbers are means over seeds, as in chapter 06.
+    The table is that of `references`; numbers are means over seeds, as in chapter 06.
     """
     files = [results / name for name in manifest(results, CHAPTER)["results"]]
     spectra = [Spectra.load(path) for path in files if path.suffix == ".npz"]

@@ -31,20 +31,7 @@ def claims_text(results: Path, width: int = 100) -> str:
 def keep(results: Path, target: Path) -> list[Path]:
     """Replace a folder by what the last run of each chapter read or wrote, less the PDFs.
 
-    Parameters
-    ----------
-    results, target : Path
-        A preset's store after all chapters have run, and the folder.
-
-    Returns
-    -------
-    list of Path
-        What was copied, relative to both.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where nothing was run, or a result that a manifest names is not in the store.
+    Returns what was copied, relative to both folders.
     """
     names = set()
     for path in (results / "manifests").glob("*.json"):
@@ -66,13 +53,7 @@ def keep(results: Path, target: Path) -> list[Path]:
 
 
 def manifest(results: Path, chapter: str) -> dict:
-    """Read how a chapter's results were made.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where the chapter was not run.
-    """
+    """Read how a chapter's results were made."""
     path = results / "manifests" / f"{chapter}.json"
     if not path.exists():
         raise FileNotFoundError(

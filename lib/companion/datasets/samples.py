@@ -19,39 +19,22 @@ from companion.datasets.sources import PINNED
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """One split of one data set, in memory.
+    """One split of one data set, in memory."""
 
-    Attributes
-    ----------
-    name : str
-        Such as ``"photographs 32x32, train"``.
-    inputs : Tensor
-        Images: float32, (N, C, H, W), each channel shifted and scaled to mean 0 and deviation 1
-        over the *train* part. Text: int64 ids, (N, T).
-    targets : Tensor
-        int64: a label an image, (N,); an id a position of a text, (N, T), -100 where there is
-        nothing to predict.
-    classes : int
-        Number of classes, or size of the vocabulary.
-    checksum : str
-        sha256 over the sha256 digests of all source files, then the bytes of `inputs`, then those
-        of `targets` (C order, little-endian). It names both the source and what was made of it.
-    stands_in_for : str
-        The paper's data set in whose place this one is used; ``""`` if it is the real thing.
-    class_names : tuple of str
-        What each class, character or token id means.
-    """
-
-    name: str
+    name: str  # such as "photographs 32x32, train"
+    # Images: float32 (N, C, H, W), each channel shifted and scaled to mean 0 and deviation 1 over
+    # the *train* part, and a label each, int64 (N,). Text: int64 ids (N, T), and an id for each,
+    # -100 where there is nothing to predict.
     inputs: Tensor
     targets: Tensor
-    classes: int
+    classes: int  # or size of the vocabulary
+    # sha256 over the digests of all source files, the bytes of `inputs`, those of `targets` (C
+    # order, little-endian): it names both the source and what was made of it
     checksum: str
-    stands_in_for: str
-    class_names: tuple[str, ...] = ()
+    stands_in_for: str  # the paper's data set; "" if it is the real thing
+    class_names: tuple[str, ...] = ()  # what each class, character or token id means
 
     def __len__(self) -> int:
-        """Return the number of images or sequences."""
         return len(self.inputs)
 
 
@@ -94,24 +77,10 @@ def batches(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
 ) -> list[tuple[Tensor, Tensor]]:
-    """Draw disjoint batches at random: no image or sequence is in two of them, or twice in one.
+    """Draw ``count`` disjoint batches of ``size`` samples at random, as pairs (inputs, targets).
 
-    Parameters
-    ----------
-    data : Data
-    size : int
-        Images or sequences in a batch.
-    count : int
-        Number of batches.
-    seed : int
-        Draws which go where; more batches of the same size begin with the same ones.
-    dtype : torch.dtype, optional
-        For the inputs, if these are images; text and targets stay int64.
-    device : torch.device or str, optional
-
-    Returns
-    -------
-    list of (inputs, targets)
+    More batches of the same size and seed begin with the same ones. ``dtype`` is that of images;
+    text and targets stay int64.
     """
     check(seed=seed, size=size, count=count)
     if len(data) < size * count:
@@ -128,21 +97,7 @@ def batches(
 def stream(
     data: Data, size: int, seed: int = 0, device: torch.device | str | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw batches for training without end: every epoch in a new order, its rest left out.
-
-    Parameters
-    ----------
-    data : Data
-    size : int
-        Images or sequences in a batch.
-    seed : int
-        Draws the orders.
-    device : torch.device or str, optional
-
-    Yields
-    ------
-    (inputs, targets)
-    """
+    """Draw batches for training without end: every epoch in a new order, its rest left out."""
     check(seed=seed, size=size)
     if len(data) < size:
         raise ValueError(f"A batch of {size} needs as many samples, {data.name} has {len(data)}.")

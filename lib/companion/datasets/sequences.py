@@ -23,7 +23,7 @@ def _choose(starts: np.ndarray, windows: int, context: int, rng) -> np.ndarray:
 
 
 def _next(stream: np.ndarray, context: int, windows: int, rng) -> tuple[np.ndarray, np.ndarray]:
-    """Draw windows that do not overlap; the target of each id is the next one."""
+    """Draw windows (windows, context) that do not overlap; each id's target is the next one."""
     starts = np.arange(0, max(len(stream) - context, 0), context)
     window = stream[_choose(starts, windows, context, rng)]
     return window[:, :-1].copy(), window[:, 1:].copy()
@@ -42,25 +42,10 @@ def _characters() -> tuple[str, dict[str, np.ndarray]]:
 
 
 def shakespeare(split: str = "train", context: int = 64, windows: int = 500, seed: int = 0) -> Data:
-    """Predict the next character of Shakespeare's plays.
+    """Predict the next character, of 76, of Shakespeare's plays; windows do not overlap.
 
     The text is ``SPEAKER:``, the speech, an empty line, without stage directions and headings. Four
     plays (`companion.datasets.text.TEST_PLAYS`) are the test part, the other 34 the train part.
-
-    Parameters
-    ----------
-    split : {"train", "test"}
-    context : int
-        Characters per window.
-    windows : int
-        Windows drawn, of which no two overlap.
-    seed : int
-        Draws the windows.
-
-    Returns
-    -------
-    Data
-        76 classes: every character in the plays.
     """
     check(split, seed, context=context, windows=windows)
     alphabet, ids = _characters()
@@ -96,24 +81,8 @@ def dialogue(
     of a batch equals the mean over its windows of each window's mean. (BERT keeps or exchanges a
     fifth of its chosen tokens; here all are masked.)
 
-    Parameters
-    ----------
-    split : {"train", "test"}
-        As in `shakespeare`.
-    context : int
-        Tokens per window.
-    windows : int
-        Windows drawn, of which no two overlap.
-    vocabulary : int
-        Number of ids: the ``vocabulary - 2`` most frequent tokens of GPT-2's encoding in the train
-        part, then one id for all other tokens, then the mask id, which is ``vocabulary - 1``.
-    seed : int
-        Draws the windows and the masked positions.
-
-    Returns
-    -------
-    Data
-        `vocabulary` classes.
+    Ids are the ``vocabulary - 2`` most frequent tokens of GPT-2's encoding in the train part, then
+    one for all other tokens, then the mask's. Plays are split as in `shakespeare`.
     """
     check(split, seed, context=context, windows=windows, vocabulary=vocabulary)
     _, table = bpe.frequent(_dialogue_tokens("train")[0], vocabulary - 1)
@@ -142,40 +111,14 @@ def _article_tokens(split: str) -> np.ndarray:
 
 
 def encyclopedia(
-    split: str = "train",
-    context: int = 64,
-    windows: int = 500,
-    vocabulary: int | None = None,
-    seed: int = 0,
+    split: str = "train", context: int = 64, windows: int = 500, seed: int = 0
 ) -> Data:
-    """Predict the next token of encyclopedia articles, in GPT-2's encoding.
+    """Predict the next token of encyclopedia articles, in GPT-2's encoding of 50,257 tokens.
 
     ``<|endoftext|>`` follows each article. Every tenth article is in the test part.
-
-    Parameters
-    ----------
-    split : {"train", "test"}
-    context : int
-        Tokens per window.
-    windows : int
-        Windows drawn, of which no two overlap.
-    vocabulary : int, optional
-        Keep the ``vocabulary - 1`` most frequent tokens of the train part and one id for all
-        others; all 50,257 tokens of GPT-2 if left out.
-    seed : int
-        Draws the windows.
-
-    Returns
-    -------
-    Data
-        50,257 or `vocabulary` classes.
     """
-    check(split, seed, context=context, windows=windows, vocabulary=vocabulary or 2)
-    stream, table = _article_tokens(split), None
-    if vocabulary is not None:
-        _, table = bpe.frequent(_article_tokens("train"), vocabulary)
-        stream = bpe.renumber(stream, table)
-    inputs, targets = _next(stream, context, windows, generator(seed, int(split == "test")))
+    check(split, seed, context=context, windows=windows)
+    rng = generator(seed, int(split == "test"))
+    inputs, targets = _next(_article_tokens(split), context, windows, rng)
     name = f"encyclopedia, {context} tokens, {split}"
-    files = text.ARTICLES + bpe.PATHS
-    return build(name, files, inputs, targets, "OpenWebText", bpe.words(table))
+    return build(name, text.ARTICLES + bpe.PATHS, inputs, targets, "OpenWebText", bpe.words())

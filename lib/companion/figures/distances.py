@@ -17,12 +17,8 @@ def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Fig
     width = PAGE if columns > 2 else PAGE * (columns + 0.5) / 3
     figure, axes = panels(len(matrices), columns, 1.95, width=width)
     for ax, (model, matrix) in zip(axes, matrices.items(), strict=True):
-        image = ax.imshow(
-            matrix.clip(1e-4),
-            cmap="rocket_r",
-            norm=LogNorm(1e-4, np.log(2)),
-            interpolation="nearest",
-        )
+        style = {"cmap": "rocket_r", "interpolation": "nearest"}
+        image = ax.imshow(matrix.clip(1e-4), norm=LogNorm(1e-4, np.log(2)), **style)
         every = 1 if len(matrix) <= 12 else 2
         ticks = range(0, len(matrix), every)
         ax.set_yticks(ticks, [short(matrix.index[i]) for i in ticks], fontsize=4.5)
@@ -31,20 +27,16 @@ def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Fig
         ax.set_title(f"{model}\nJS⁰ = {mean:.2g}")
         ax.grid(False)
     one_row = len(matrices) <= columns
-    shrink = 0.9 if one_row else 0.6
-    bar = figure.colorbar(image, ax=axes, shrink=shrink, pad=0.01, extend="min")
+    bar = figure.colorbar(image, ax=axes, shrink=0.9 if one_row else 0.6, pad=0.01, extend="min")
     bar.set_label("JS divergence (nats)" if one_row else "Jensen–Shannon divergence (nats)")
     return figure
 
 
 def heterogeneity_by_measure(table: pd.DataFrame) -> Figure:
-    """Heterogeneity of every model under every measure, a panel a measure, with error bars.
+    """Heterogeneity of every model, a panel a measure, with two standard errors.
 
-    Parameters
-    ----------
-    table : DataFrame
-        model, family, measure, unit, value, standard_error; a row with measure ``reported`` gives
-        the paper's number.
+    ``table``: model, family, measure, unit, value, standard_error; a row with measure ``reported``
+    gives the paper's number.
     """
     measures = list(dict.fromkeys(table["measure"]))
     figure, axes = panels(len(measures), 3, 1.5)
@@ -53,17 +45,14 @@ def heterogeneity_by_measure(table: pd.DataFrame) -> Figure:
         part = table[table["measure"] == measure].set_index("model").reindex(models)
         for i, (_, row) in enumerate(part.iterrows()):
             if np.isfinite(row["value"]):
-                error = 2 * np.nan_to_num(row["standard_error"])
-                ax.errorbar(
-                    row["value"], i, xerr=error, fmt="o", ms=3.5, color=FAMILY[row["family"]]
-                )
+                error, color = 2 * np.nan_to_num(row["standard_error"]), FAMILY[row["family"]]
+                ax.errorbar(row["value"], i, xerr=error, fmt="o", ms=3.5, color=color)
         ax.set_xscale("log")
         decades(ax, part["value"].dropna())
         ax.set_yticks(range(len(models)), models if ax in axes[::3] else [])
         ax.set_ylim(len(models) - 0.5, -0.5)
-        unit = part["unit"].dropna().iloc[0]
         ax.set_title(typeset(_title(measure)))
-        ax.set_xlabel(unit, fontsize=7)
+        ax.set_xlabel(part["unit"].dropna().iloc[0], fontsize=7)
     return figure
 
 

@@ -22,16 +22,11 @@ HETEROGENEITY = {
 def accuracy_against_knob(accuracies: pd.DataFrame, curvature: pd.DataFrame) -> Figure:
     """Test accuracy and heterogeneity against c, one above the other on one axis.
 
-    Parameters
-    ----------
-    accuracies : DataFrame
-        c, optimizer, seed, accuracy (share).
-    curvature : DataFrame
-        c, measure (a key of `HETEROGENEITY`), mean, standard_error.
+    ``accuracies``: c, optimizer, seed, accuracy (share). ``curvature``: c, measure (a key of
+    `HETEROGENEITY`), mean, standard_error.
     """
-    rows = 1 + len(HETEROGENEITY)
-    heights = (2, *[1] * (rows - 1))
-    figure, axes = plt.subplots(rows, 1, figsize=(COLUMN, 6.2), sharex=True, height_ratios=heights)
+    layout = {"sharex": True, "height_ratios": (2, *[1] * len(HETEROGENEITY))}
+    figure, axes = plt.subplots(1 + len(HETEROGENEITY), 1, figsize=(COLUMN, 6.2), **layout)
     _accuracy(axes[0], accuracies, "c")
     axes[0].set(ylabel="test accuracy (%)", xscale="log")
     for ax, (measure, (label, scale)) in zip(axes[1:], HETEROGENEITY.items(), strict=True):
@@ -53,13 +48,9 @@ def accuracy_against_knob(accuracies: pd.DataFrame, curvature: pd.DataFrame) -> 
 
 
 def accuracy_against_spread(table: pd.DataFrame) -> Figure:
-    """Test accuracy against how far apart the layers' rates are, a panel a side of the knob.
+    """Test accuracy against how far the layers' rates differ, a panel a side of the knob.
 
-    Parameters
-    ----------
-    table : DataFrame
-        side (title of the panel), ratio (of the largest to the smallest rate), optimizer, seed,
-        accuracy (share).
+    ``table``: side (title), ratio (of the largest to the smallest rate), optimizer, seed, accuracy.
     """
     sides = list(dict.fromkeys(table["side"]))
     figure, axes = panels(len(sides), None, 2.3, sharex=True, sharey=True)
@@ -73,19 +64,14 @@ def accuracy_against_spread(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def accuracy_against_rate(table: pd.DataFrame, columns: int = 4) -> Figure:
+def accuracy_against_rate(table: pd.DataFrame) -> Figure:
     """Test accuracy against learning rate, a panel a value of c; a cross has diverged.
 
-    Parameters
-    ----------
-    table : DataFrame
-        c, optimizer, rate, seed, part, accuracy (share), diverged. Lines are means over the seeds
-        of the search, diamonds the fresh seeds at the best rate.
-    columns : int
-        Panels in a row.
+    ``table``: c, optimizer, rate, seed, part, accuracy (share), diverged. Lines are means over the
+    seeds of the search, diamonds the fresh seeds at the best rate.
     """
     values = sorted(set(table["c"]))
-    columns = min(columns, len(values))
+    columns = min(4, len(values))
     height = 1.5 + 0.4 / -(-len(values) // columns)  # room for what is above and below all rows
     figure, axes = panels(len(values), columns, height, sharex=True, sharey=True)
     for ax, c in zip(axes, values, strict=True):
@@ -96,9 +82,8 @@ def accuracy_against_rate(table: pd.DataFrame, columns: int = 4) -> Figure:
             ax.plot(100 * mean["accuracy"], "-o", ms=2.5, color=color, label=OPTIMIZERS[name].title)
             lost = mean[mean["diverged"]]
             ax.plot(100 * lost["accuracy"], "x", ms=5, color=color)
-            ax.plot(
-                best["rate"], 100 * best["accuracy"], "D", mfc="none", ms=5, mew=0.6, color=color
-            )
+            style = {"mfc": "none", "ms": 5, "mew": 0.6, "color": color}
+            ax.plot(best["rate"], 100 * best["accuracy"], "D", **style)
         ax.set(title=f"c = {c:g}", xscale="log")
         ax.xaxis.set_major_locator(LogLocator(numticks=5))
         ax.xaxis.set_minor_locator(NullLocator())

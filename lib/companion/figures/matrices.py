@@ -19,30 +19,21 @@ DECADES = 4
 def hessian_maps(picture: pd.DataFrame) -> Figure:
     """Heat-maps of log₁₀ |entry|: a row the hidden layer, the output layer, both; a column a stage.
 
-    Parameters
-    ----------
-    picture : DataFrame
-        stage, layer, block, then a column a column of cells, as of
-        `companion.experiments.block_diagonality.Picture`. Every map is relative to its largest
-        cell.
+    ``picture``: stage, layer, block, then a column a column of cells, of a `HessianImage`.
+    Every map is relative to its largest cell.
     """
     stages = list(dict.fromkeys(picture["stage"]))
-    figure, axes = plt.subplots(
-        3, len(stages), figsize=(PAGE, 2.15 * 3), squeeze=False, sharex="row", sharey="row"
-    )
+    layout = {"squeeze": False, "sharex": "row", "sharey": "row"}
+    figure, axes = plt.subplots(3, len(stages), figsize=(PAGE, 2.15 * 3), **layout)
     for stage, column in zip(stages, axes.T, strict=True):
         part = picture[picture["stage"] == stage].reset_index(drop=True)
         values = part.drop(columns=["stage", "layer", "block"]).to_numpy()
         for layer, ax in zip(("hidden", "output", "both"), column, strict=True):
             rows = part.index[(part["layer"] == layer) | (layer == "both")]
             chosen = values[np.ix_(rows, rows)]
-            image = ax.imshow(
-                (chosen - chosen.max()).clip(-DECADES, 0),
-                cmap="rocket_r",
-                vmin=-DECADES,
-                vmax=0,
-                interpolation="nearest",
-            )
+            shown = (chosen - chosen.max()).clip(-DECADES, 0)  # an entry of 0 is −∞ before
+            style = {"cmap": "rocket_r", "interpolation": "nearest"}
+            image = ax.imshow(shown, vmin=-DECADES, vmax=0, **style)
             _outline(ax, part["block"][rows].to_numpy())
             ax.set(xticks=[], yticks=[])
             ax.grid(False)
@@ -68,10 +59,7 @@ def _outline(ax: Axes, blocks: np.ndarray) -> None:
 def share_by_stage(table: pd.DataFrame) -> Figure:
     """Share of the mass in the diagonal blocks against the stage, a panel a task.
 
-    Parameters
-    ----------
-    table : DataFrame
-        panel, layer, stage, seed, share, permuted; dotted what permuted rows would give.
+    ``table``: panel, layer, stage, seed, share, permuted; dotted what permuted rows would give.
     """
     titles = list(dict.fromkeys(table["panel"]))
     figure, axes = panels(len(titles), None, 2.2, sharey=True, sharex=True)
@@ -90,13 +78,9 @@ def share_by_stage(table: pd.DataFrame) -> Figure:
 def outside_by_classes(table: pd.DataFrame, shown: Mapping[str, tuple[str, str]]) -> Figure:
     """Share of the mass outside the diagonal blocks against the number of classes.
 
-    Parameters
-    ----------
-    table : DataFrame
-        task, loss, layer, classes, seed, share, permuted; dotted what permuted rows would give,
-        grey what even predictions give in the output layer, 1 / classes.
-    shown : mapping
-        Title of a panel → (loss, layer).
+    ``table``: task, loss, layer, classes, seed, share, permuted; ``shown``: title of a panel →
+    (loss, layer). Dotted what permuted rows would give, grey what even predictions give in the
+    output layer, 1 / classes.
     """
     figure, axes = panels(len(shown), None, 2.3, sharey=True, sharex=True)
     tasks = [task for task in ("images", "text", "gaussian") if task in set(table["task"])]
@@ -105,10 +89,8 @@ def outside_by_classes(table: pd.DataFrame, shown: Mapping[str, tuple[str, str]]
         for i, task in enumerate(tasks):
             one = part[part["task"] == task].groupby("classes")[["share", "permuted"]]
             mean, error = 1 - one.mean(), 2 * one.sem()["share"]
-            ax.errorbar(
-                mean.index, mean["share"], yerr=error, color=f"C{i}", marker="os^"[i], ms=4,
-                label=task, capsize=2,
-            )  # fmt: skip
+            style = {"color": f"C{i}", "marker": "os^"[i], "ms": 4, "capsize": 2}
+            ax.errorbar(mean.index, mean["share"], error, label=task, **style)
             ax.plot(mean.index, mean["permuted"], color=f"C{i}", linestyle=":")
         ax.axhline(0.1, color="0.4", linewidth=0.8, linestyle="--")
         if layer == "output":

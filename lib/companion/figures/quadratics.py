@@ -23,10 +23,7 @@ METHOD = {  # name → (label, colour)
 def gradient_norms(curves: pd.DataFrame) -> Figure:
     """‖g‖/‖g⁰‖ against iteration, a panel a case: median, with the 10–90 % band over draws.
 
-    Parameters
-    ----------
-    curves : DataFrame
-        case (title of the panel), optimizer (a key of `METHOD`), step, low, median, high.
+    ``curves``: case (title), optimizer (a key of `METHOD`), step, low, median, high.
     """
     cases = list(dict.fromkeys(curves["case"]))
     figure, axes = panels(len(cases), -(-len(cases) // 2), 2.1, sharex=True, sharey=True)
@@ -46,11 +43,7 @@ def gradient_norms(curves: pd.DataFrame) -> Figure:
 def steps_by_case(counts: pd.DataFrame, xlabel: str) -> Figure:
     """Draw the steps of GD and of frozen Adam, a row a case: a dot a draw, a bar at the median.
 
-    Parameters
-    ----------
-    counts : DataFrame
-        case, gd, adam (steps), one row a draw.
-    xlabel : str
+    ``counts``: case, gd, adam (steps), one row a draw.
     """
     cases = list(dict.fromkeys(counts["case"]))
     figure, ax = plt.subplots(figsize=(PAGE, 0.55 + 0.42 * len(cases)))
@@ -62,8 +55,8 @@ def steps_by_case(counts: pd.DataFrame, xlabel: str) -> Figure:
             height = row + shift + rng.uniform(-0.1, 0.1, len(part))
             ax.plot(part[name], height, ".", ms=3, alpha=0.4, color=color, mew=0)
             ends = row + shift - 0.17, row + shift + 0.17
-            label = "" if row else label
-            ax.plot([part[name].median()] * 2, ends, color=color, linewidth=2, label=label)
+            bar = {"color": color, "linewidth": 2, "label": "" if row else label}
+            ax.plot([part[name].median()] * 2, ends, **bar)
     ax.set_yticks(range(len(cases)), cases)
     ax.set_ylim(len(cases) - 0.5, -0.5)
     ax.set(xscale="log", xlabel=xlabel)
@@ -74,23 +67,12 @@ def steps_by_case(counts: pd.DataFrame, xlabel: str) -> Figure:
 
 
 def scatter(
-    table: pd.DataFrame,
-    columns: Mapping[str, tuple[str, str]],
-    *,
-    x: str,
-    hue: str,
-    xlabel: str,
+    table: pd.DataFrame, columns: Mapping[str, tuple[str, str]], *, x: str, hue: str, xlabel: str
 ) -> Figure:
-    """Draw one dot a row on logarithmic axes, in panels side by side that share their x axis.
+    """Draw one dot a row on logarithmic axes, in panels side by side.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy: columns ``x``, ``hue`` and one a panel.
-    columns : mapping
-        Column of a panel → (title, label of the y axis with its unit).
-    x, hue, xlabel : str
-        Columns, and the label of the x axis.
+    ``columns``: column of a panel → (title, label of the y axis with its unit); ``x`` and ``hue``
+    are columns too.
     """
     figure, axes = panels(len(columns), None, 2.6)
     for ax, (column, (title, label)) in zip(axes, columns.items(), strict=True):
@@ -107,23 +89,16 @@ def scatter(
 def gd_bound(contractions: pd.DataFrame, gaps: pd.DataFrame, bounds: Mapping[str, float]) -> Figure:
     """Left: what a step of GD takes off the gap, for every step size; right: the gap of whole runs.
 
-    Parameters
-    ----------
-    contractions, gaps : DataFrame
-        Of `gd_contractions` and `gd_gaps`.
-    bounds : mapping
-        Label → the factor that the gap keeps at least.
+    The tables are those of `gd_contractions` and `gd_gaps`; ``bounds``: label → the factor that the
+    gap keeps at least.
     """
     figure, (left, right) = panels(2, None, 2.5)
     shrinking = contractions[contractions["ratio"] < 1]
     left.plot(shrinking["share"], 1 - shrinking["ratio"], color=METHOD["gd"][1], label="measured")
     for (label, bound), style in zip(bounds.items(), ("--", ":"), strict=True):
         left.axhline(1 - bound, color="0.2", linestyle=style, label=label)
-    left.set(
-        xlabel="step size / (2/(L+μ))",
-        ylabel="largest share of the gap\nthat one step removes",
-        ylim=(0, None),
-    )
+    left.set(xlabel="step size / (2/(L+μ))", ylim=(0, None))
+    left.set_ylabel("largest share of the gap\nthat one step removes")
     left.legend(loc="lower center")
     styles: dict[str, tuple] = {
         "from the worst start": (METHOD["gd"][1], "-"),
@@ -141,10 +116,7 @@ def gd_bound(contractions: pd.DataFrame, gaps: pd.DataFrame, bounds: Mapping[str
 def adam_bound(curves: pd.DataFrame) -> Figure:
     """Draw the gap of frozen Adam beside its upper bounds, a panel a case, with 10–90 % bands.
 
-    Parameters
-    ----------
-    curves : DataFrame
-        case, curve ("measured", "bound with r", "bound with r²"), step, low, median, high.
+    ``curves``: case, curve ("measured", "bound with r", "bound with r²"), step, low, median, high.
     """
     cases = sorted(set(curves["case"]))
     figure, axes = panels(len(cases), None, 2.4, sharey=True)
@@ -166,14 +138,9 @@ def adam_bound(curves: pd.DataFrame) -> Figure:
 
 
 def ratio_distribution(table: pd.DataFrame, threshold: float, share: float) -> Figure:
-    """Share of starts whose r, and r², lies below a value.
+    """Share of starts whose r, and r², lies below a value; dotted the published statement.
 
-    Parameters
-    ----------
-    table : DataFrame
-        case, ratio; one row a start.
-    threshold, share : float
-        Those of the published statement, drawn as lines.
+    ``table``: case, ratio; one row a start.
     """
     figure, ax = plt.subplots(figsize=(COLUMN, 2.3))
     for (case, part), color in zip(table.groupby("case"), COLORBLIND, strict=False):
@@ -184,9 +151,8 @@ def ratio_distribution(table: pd.DataFrame, threshold: float, share: float) -> F
             ax.plot(values, below, style, color=color, label=label)
     ax.axvline(threshold, color="0.4", linewidth=0.8, linestyle=":")
     ax.axhline(share, color="0.4", linewidth=0.8, linestyle=":")
-    ax.set(
-        xscale="log", xlim=(1, 1e8), xlabel="value of r or r²", ylabel="share of starts below it"
-    )
+    ax.set(xscale="log", xlim=(1, 1e8))
+    ax.set(xlabel="value of r or r²", ylabel="share of starts below it")
     _sparse(ax)
     ax.legend(loc="lower right")
     return figure
@@ -195,10 +161,7 @@ def ratio_distribution(table: pd.DataFrame, threshold: float, share: float) -> F
 def limit_cycle(table: pd.DataFrame) -> Figure:
     """|w| in units of η/2 against iteration, a panel a β₂, a line a start.
 
-    Parameters
-    ----------
-    table : DataFrame
-        beta2, start, step, distance (|w|/(η/2)).
+    ``table``: beta2, start, step, distance (|w|/(η/2)).
     """
     betas = sorted(set(table["beta2"]))
     figure, axes = panels(len(betas), None, 2.3, sharex=True, sharey=True)

@@ -18,28 +18,19 @@ OPTIMIZER = {  # colours of families and of optimizers do not meet
 def training_curves(table: pd.DataFrame, columns: int = 3) -> Figure:
     """Loss against step, a panel a model: median over seeds, with a band from least to largest.
 
-    Parameters
-    ----------
-    table : DataFrame
-        panel, optimizer, seed, step, loss (nats); a run that diverged is drawn until there.
-    columns : int
-        Panels in a row.
+    ``table``: panel, optimizer, seed, step, loss (nats); a run that diverged is drawn until there.
     """
     names = list(dict.fromkeys(table["panel"]))
-    figure, axes = panels(len(names), columns, 1.85, width=_width(names, columns))
+    width = PAGE * min(columns, len(names)) / 3
+    figure, axes = panels(len(names), columns, 1.85, width=width)
     for ax, panel in zip(axes, names, strict=True):
         part = table[(table["panel"] == panel) & np.isfinite(table["loss"])]
         for name, one in part.groupby("optimizer", sort=False):
-            by_step = one.groupby("step")["loss"]
-            ax.plot(by_step.median(), color=OPTIMIZER[name], label=OPTIMIZERS[name].title)
-            ax.fill_between(
-                by_step.min().index,
-                by_step.min(),
-                by_step.max(),
-                color=OPTIMIZER[name],
-                alpha=0.2,
-                linewidth=0,
-            )
+            loss = one.groupby("step")["loss"].agg(["min", "median", "max"])
+            color = OPTIMIZER[name]
+            ax.plot(loss["median"], color=color, label=OPTIMIZERS[name].title)
+            band = {"color": color, "alpha": 0.2, "linewidth": 0}
+            ax.fill_between(loss.index, loss["min"], loss["max"], **band)
         ax.set_title(panel)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("training loss (nats)", fontsize=8)
@@ -47,52 +38,33 @@ def training_curves(table: pd.DataFrame, columns: int = 3) -> Figure:
     return figure
 
 
-def rate_search(table: pd.DataFrame, columns: int = 3) -> Figure:
+def rate_search(table: pd.DataFrame) -> Figure:
     """Draw final loss against learning rate, a panel a model; a cross at the top has diverged.
 
-    Lines join the runs of the first seed, dots are the further seeds of the search, diamonds the
-    fresh ones at the best rate.
-
-    Parameters
-    ----------
-    table : DataFrame
-        panel, optimizer, rate, seed, score (nats, ``inf`` where diverged), part.
-    columns : int
-        Panels in a row.
+    ``table``: panel, optimizer, rate, seed, score (nats, ``inf`` where diverged), part. Lines join
+    the runs of the first seed, dots are the further seeds of the search, diamonds the fresh ones at
+    the best rate.
     """
     names = list(dict.fromkeys(table["panel"]))
-    figure, axes = panels(len(names), columns, 1.85, width=_width(names, columns), sharex=True)
+    figure, axes = panels(len(names), 3, 1.85, width=PAGE * min(3, len(names)) / 3, sharex=True)
     runs = table.drop_duplicates(["panel", "optimizer", "rate", "seed", "part"])
     for ax, panel in zip(axes, names, strict=True):
         part = runs[runs["panel"] == panel]
         top = part["score"][np.isfinite(part["score"])].max() * 1.05
         for name, one in part.groupby("optimizer", sort=False):
-            searched = one[one["part"] == "search"]
+            color, one = OPTIMIZER[name], one.assign(drawn=one["score"].clip(upper=top))
+            searched, best = one[one["part"] == "search"], one[one["part"] == "best"]
             all_rates = searched["seed"] == searched["seed"].iloc[0]  # others: the two best only
-            line = searched[all_rates].set_index("rate")["score"]
-            drawn = line.clip(upper=top)
-            ax.plot(drawn, "-o", ms=3, color=OPTIMIZER[name], label=OPTIMIZERS[name].title)
-            again = searched[~all_rates]
-            ax.plot(again["rate"], again["score"].clip(upper=top), ".", ms=4, color=OPTIMIZER[name])
-            lost = drawn[~np.isfinite(line)]
-            ax.plot(lost.index, lost, "x", ms=5, color=OPTIMIZER[name])
-            best = one[one["part"] == "best"]
-            ax.plot(
-                best["rate"],
-                best["score"].clip(upper=top),
-                "D",
-                mfc="none",
-                ms=4,
-                color=OPTIMIZER[name],
-            )
+            line, again = searched[all_rates], searched[~all_rates]
+            diverged = line[~np.isfinite(line["score"])]
+            label = OPTIMIZERS[name].title
+            ax.plot(line["rate"], line["drawn"], "-o", ms=3, color=color, label=label)
+            ax.plot(again["rate"], again["drawn"], ".", ms=4, color=color)
+            ax.plot(diverged["rate"], diverged["drawn"], "x", ms=5, color=color)
+            ax.plot(best["rate"], best["drawn"], "D", mfc="none", ms=4, color=color)
         ax.set_xscale("log")
         ax.set_title(panel)
     figure.supxlabel("largest learning rate", fontsize=8)
     figure.supylabel("final training loss (nats)", fontsize=8)
     legend(figure, axes[0])
     return figure
-
-
-def _width(names: list[str], columns: int) -> float:
-    """Return a third of a page for each panel in a row, in inches."""
-    return PAGE * min(columns, len(names)) / 3

@@ -1,4 +1,5 @@
 """The paper's architectures, one readable file each; their sizes are constants of the files."""
+# ruff: noqa: F401
 
 from .bert import BERT, BERTConfig
 from .gpt import GPT, GPTConfig
@@ -7,20 +8,3 @@ from .mlp import MLP, MLPConfig
 from .resnet import ResNet, ResNetConfig
 from .vgg import VGG, VGGConfig
 from .vit import ViT, ViTConfig
-
-__all__ = [
-    "BERT",
-    "GPT",
-    "MLP",
-    "VGG",
-    "BERTConfig",
-    "GPTConfig",
-    "MLPConfig",
-    "Mixer",
-    "MixerConfig",
-    "ResNet",
-    "ResNetConfig",
-    "VGGConfig",
-    "ViT",
-    "ViTConfig",
-]

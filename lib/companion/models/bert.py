@@ -9,26 +9,14 @@ from torch import nn
 
 @dataclass(frozen=True)
 class BERTConfig:
-    """Sizes of a BERT.
-
-    Attributes
-    ----------
-    layers, heads, width
-        Number of layers, attention heads per layer, width of a token. The MLP has 4 * width.
-    context
-        Longest sequence.
-    vocab
-        Number of tokens.
-    init_std
-        Standard deviation of the weights at initialisation: 0.02 in the paper, at width 768.
-    """
+    """Sizes of a BERT, whose MLP has the hidden width 4 * width."""
 
     layers: int = 12
-    heads: int = 12
-    width: int = 768
-    context: int = 512
+    heads: int = 12  # of attention, per layer
+    width: int = 768  # of a token
+    context: int = 512  # longest sequence, in tokens
     vocab: int = 30522
-    init_std: float = 0.02
+    init_std: float = 0.02  # of the weights at initialisation: the paper's, at width 768
 
 
 BASE = BERTConfig()  # bert-base-uncased
@@ -94,11 +82,6 @@ class BERT(nn.Module):
     Without dropout: BERT trains with 0.1, but curvature is measured with dropout off. Initialised
     N(0, 0.02²), biases 0, LayerNorm 1 and 0, as in the original but for its truncation at two
     standard deviations.
-
-    Parameters
-    ----------
-    config
-        Sizes of the network.
     """
 
     def __init__(self, config: BERTConfig):
@@ -122,18 +105,7 @@ class BERT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x):
-        """Predict the token at every position, masked or not.
-
-        Parameters
-        ----------
-        x
-            Tokens, (B, T), int64, with T at most ``context``. All have token type 0.
-
-        Returns
-        -------
-        Tensor
-            Logits, (B, T, vocab).
-        """
+        """Map tokens (B, T), int64, all of token type 0, to logits (B, T, vocab)."""
         if x.shape[1] > self.config.context:
             raise ValueError(f"{x.shape[1]} tokens do not fit the context {self.config.context}")
         positions = torch.arange(x.shape[1], device=x.device)  # (T,)

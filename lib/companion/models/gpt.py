@@ -10,34 +10,18 @@ from torch import nn
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of a GPT.
-
-    Attributes
-    ----------
-    layers, heads, width
-        Number of blocks, attention heads per block, width of a token. The MLP has 4 * width.
-    context
-        Longest sequence.
-    vocab
-        Number of tokens.
-    bias
-        Whether linear layers and LayerNorms have biases.
-    init_std
-        Standard deviation of the weights at initialisation: 0.02 in the paper, at width 768.
-    """
+    """Sizes of a GPT, whose MLP has the hidden width 4 * width."""
 
     layers: int = 12
-    heads: int = 12
-    width: int = 768
-    context: int = 1024
+    heads: int = 12  # of attention, per layer
+    width: int = 768  # of a token
+    context: int = 1024  # longest sequence, in tokens
     vocab: int = 50304
-    bias: bool = False
-    init_std: float = 0.02
+    bias: bool = False  # in linear layers and LayerNorms
+    init_std: float = 0.02  # of the weights at initialisation: the paper's, at width 768
 
 
-GPT2 = (
-    GPTConfig()
-)  # the authors' training configuration; OpenAI's has biases and a vocabulary of 50257
+GPT2 = GPTConfig()  # the authors' for training; OpenAI's has biases and 50257 tokens
 NANO = GPTConfig(layers=6, heads=6, width=384, context=256, vocab=65)  # nanoGPT's for Shakespeare
 SMALL = GPTConfig(layers=4, heads=4, width=64, context=64, vocab=65)  # ours
 TINY = GPTConfig(layers=2, heads=2, width=8, context=8, vocab=65)  # ours
@@ -100,11 +84,6 @@ class GPT(nn.Module):
 
     Without dropout. Initialised as in the paper (and nanoGPT): every weight N(0, 0.02²), except
     that of ``c_proj``, with standard deviation 0.02/sqrt(2·layers); biases 0, LayerNorm 1 and 0.
-
-    Parameters
-    ----------
-    config
-        Sizes of the network.
     """
 
     def __init__(self, config: GPTConfig):
@@ -117,29 +96,15 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.width, config.vocab, bias=False)
         self.lm_head.weight = self.wte.weight  # one tensor, one Hessian block
         for name, parameter in self.named_parameters():
-            if parameter.ndim > 1:
-                scaled = name.endswith(
-                    "c_proj.weight"
-                )  # these write to the shortcut, 2·layers times
-                nn.init.normal_(
-                    parameter, std=config.init_std / math.sqrt(2 * config.layers if scaled else 1)
-                )
+            if name.endswith("c_proj.weight"):  # these write to the shortcut, 2·layers times
+                nn.init.normal_(parameter, std=config.init_std / math.sqrt(2 * config.layers))
+            elif parameter.ndim > 1:
+                nn.init.normal_(parameter, std=config.init_std)
             elif name.endswith("bias"):
                 nn.init.zeros_(parameter)
 
     def forward(self, x):
-        """Predict the next token at every position.
-
-        Parameters
-        ----------
-        x
-            Tokens, (B, T), int64, with T at most ``context``.
-
-        Returns
-        -------
-        Tensor
-            Logits, (B, T, vocab).
-        """
+        """Map tokens (B, T), int64, to logits of the token after each, (B, T, vocab)."""
         if x.shape[1] > self.config.context:
             raise ValueError(f"{x.shape[1]} tokens do not fit the context {self.config.context}")
         positions = torch.arange(x.shape[1], device=x.device)  # (T,)

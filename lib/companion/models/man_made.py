@@ -21,28 +21,16 @@ LAYERS = 4
 
 
 def multipliers(c: float, layers: int = LAYERS) -> tuple[float, ...]:
-    """Multipliers of the layers, from input to output: their squares are a factor c apart.
-
-    Raises
-    ------
-    ValueError
-        If c is not positive.
-    """
+    """Multipliers of the layers, from input to output: their squares are a factor c apart."""
     if not c > 0:
         raise ValueError(f"c must be positive, not {c}: below 1 the first layer is the stiffest.")
     return tuple(c ** ((layer - (layers - 1) / 2) / 2) for layer in range(layers))
 
 
 class ManMadeMLP(MLP):
-    """An MLP whose layers' outputs are multiplied by fixed numbers, and weights divided by them.
+    """An MLP whose layers' outputs are multiplied, weights and biases divided, by fixed numbers.
 
-    Biases are rescaled with the weights, so that a layer is rescaled as a whole.
-
-    Parameters
-    ----------
-    config : MLPConfig
-    c : float
-        Ratio of the block Hessians of a layer and the one before; 1 is the plain MLP.
+    c is the ratio of the block Hessians of a layer and the one before; 1 is the plain MLP.
     """
 
     def __init__(self, config: MLPConfig, c: float):
@@ -57,7 +45,7 @@ class ManMadeMLP(MLP):
         """Map images (B, 1, H, W), or vectors (B, inputs), to logits (B, classes)."""
         x = x.flatten(1)
         for layer, s in zip(self.layers[:-1], self.multipliers, strict=False):
-            x = self.activation(s * layer(x))  # (B, hidden)
+            x = torch.relu(s * layer(x))  # (B, hidden)
         return self.multipliers[-1] * self.layers[-1](x)
 
 

@@ -8,27 +8,15 @@ from torch import nn
 
 @dataclass(frozen=True)
 class MixerConfig:
-    """Sizes of a Mixer.
+    """Sizes of a Mixer."""
 
-    Attributes
-    ----------
-    image_size, patch
-        Sides of the square image and of a patch, in pixels.
-    width, layers
-        Width of a token and number of blocks.
-    token_hidden, channel_hidden
-        Hidden widths of the MLP across tokens and of the MLP across channels.
-    channels, classes
-        Input channels and output classes.
-    """
-
-    image_size: int = 224
-    patch: int = 16
-    width: int = 768
+    image_size: int = 224  # pixels along the square image
+    patch: int = 16  # pixels along a patch
+    width: int = 768  # of a token
     layers: int = 12
-    token_hidden: int = 384
-    channel_hidden: int = 3072
-    channels: int = 3
+    token_hidden: int = 384  # of the MLP across tokens
+    channel_hidden: int = 3072  # of the MLP across channels
+    channels: int = 3  # of the image
     classes: int = 1000
 
 
@@ -73,11 +61,6 @@ class Mixer(nn.Module):
     Without dropout. Initialisation is ours: every weight LeCun normal, N(0, 1/fan-in), biases 0,
     LayerNorm 1 and 0. The original sets the head to zero, under which no gradient reaches anything
     before it, and all Hessian blocks but the head's are exactly zero at initialisation.
-
-    Parameters
-    ----------
-    config
-        Sizes of the network.
     """
 
     def __init__(self, config: MixerConfig):
@@ -99,18 +82,7 @@ class Mixer(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x):
-        """Map images to logits.
-
-        Parameters
-        ----------
-        x
-            Images, (B, C, H, W), of the configured size.
-
-        Returns
-        -------
-        Tensor
-            Logits, (B, classes).
-        """
+        """Map images (B, C, H, W) to logits (B, classes)."""
         x = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, T, width)
         for block in self.blocks:
             x = block(x)

@@ -8,24 +8,12 @@ from torch import nn
 
 @dataclass(frozen=True)
 class ResNetConfig:
-    """Sizes of a ResNet.
+    """Sizes of a ResNet; every stage but the first halves the image and doubles the width."""
 
-    Attributes
-    ----------
-    depths
-        Blocks of each stage. Every stage but the first halves the image and doubles the width.
-    width
-        Channels of the stem and of the first stage.
-    small_images
-        A 3x3 stem of stride 1 without max-pool, in place of ImageNet's 7x7 of stride 2 with one.
-    channels, classes
-        Input channels and output classes.
-    """
-
-    depths: tuple[int, ...] = (2, 2, 2, 2)
-    width: int = 64
-    small_images: bool = False
-    channels: int = 3
+    depths: tuple[int, ...] = (2, 2, 2, 2)  # blocks of each stage
+    width: int = 64  # channels of the stem and of the first stage
+    small_images: bool = False  # 3x3 stem of stride 1, no max-pool; else 7x7 of stride 2, with one
+    channels: int = 3  # of the image
     classes: int = 1000
 
 
@@ -63,11 +51,6 @@ class ResNet(nn.Module):
     Initialised as in the paper (and torchvision): convolutions N(0, 2/(k²·out)), BatchNorm 1 and 0,
     the linear layer by PyTorch's default. The paper measures in ``eval()`` mode, where BatchNorm
     uses running statistics, 0 and 1 at initialisation.
-
-    Parameters
-    ----------
-    config
-        Sizes of the network.
     """
 
     def __init__(self, config: ResNetConfig):
@@ -97,22 +80,10 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):
-        """Map images to logits.
-
-        Parameters
-        ----------
-        x
-            Images, (B, C, H, W).
-
-        Returns
-        -------
-        Tensor
-            Logits, (B, classes).
-        """
+        """Map images (B, C, H, W) to logits (B, classes)."""
         x = torch.relu(self.bn1(self.conv1(x)))  # (B, width, H/2, W/2), or H, W for small images
         x = self.maxpool(x)  # (B, width, H/4, W/4), or H, W for small images
         for i in range(len(self.config.depths)):
-            x = self.get_submodule(f"layer{i + 1}")(
-                x
-            )  # (B, width * 2^i, H/2^i, W/2^i) of the above
+            stage = self.get_submodule(f"layer{i + 1}")
+            x = stage(x)  # (B, width * 2^i, H/2^i, W/2^i) of the above
         return self.fc(x.mean(dim=(2, 3)))  # (B, classes)

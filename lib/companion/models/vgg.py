@@ -8,38 +8,21 @@ from torch import nn
 
 @dataclass(frozen=True)
 class VGGConfig:
-    """Sizes of a VGG.
+    """Sizes of a VGG."""
 
-    Attributes
-    ----------
-    plan
-        Output channels of each convolution in turn; ``"M"`` is a 2x2 max-pool.
-    pool
-        Side of the grid that the features are average-pooled to before the linear layers.
-    hidden
-        Width of the two hidden linear layers.
-    batch_norm
-        Whether a BatchNorm follows each convolution.
-    linear_std
-        Standard deviation of the linear layers at initialisation: 0.01 in the paper at width 4096.
-        It does not follow the width by itself, and in a network of hidden width 128 the signal
-        shrinks about five times more at each linear layer than in VGG16.
-    channels, classes
-        Input channels and output classes.
-    """
-
-    plan: tuple[int | str, ...]
-    pool: int
-    hidden: int
-    batch_norm: bool = False
+    plan: tuple[int | str, ...]  # output channels of each convolution; "M" is a 2x2 max-pool
+    pool: int  # side of the grid that features are average-pooled to before the linear layers
+    hidden: int  # width of the two hidden linear layers
+    # Standard deviation of the linear layers at initialisation: 0.01 in the paper at width 4096. It
+    # does not follow the width by itself, and in a network of hidden width 128 the signal shrinks
+    # about five times more at each linear layer than in VGG16.
     linear_std: float = 0.01
-    channels: int = 3
+    channels: int = 3  # of the image
     classes: int = 1000
 
 
 _PLAN16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
 VGG16 = VGGConfig(_PLAN16, pool=7, hidden=4096)  # the paper's, for 224x224
-VGG16_BN = VGGConfig(_PLAN16, pool=7, hidden=4096, batch_norm=True)
 # Ours, for 32x32 and 8x8: there the features have the grid's size and pooling changes nothing.
 SMALL = VGGConfig((16, 16, "M", 32, 32, "M", 64, 64, "M"), pool=4, hidden=128, classes=10)
 TINY = VGGConfig((8, "M", 8, "M"), pool=2, hidden=16, classes=10)
@@ -49,13 +32,7 @@ class VGG(nn.Module):
     """Convolutions, then three linear layers.
 
     Initialised as in the paper (and torchvision): convolutions N(0, 2/(k²·out)), linear layers
-    N(0, linear_std²), biases 0, BatchNorm 1 and 0. No dropout, which VGG16 has: curvature is
-    measured with dropout off.
-
-    Parameters
-    ----------
-    config
-        Sizes of the network.
+    N(0, linear_std²), biases 0. Without VGG16's dropout: curvature is measured with dropout off.
     """
 
     def __init__(self, config: VGGConfig):
@@ -66,10 +43,7 @@ class VGG(nn.Module):
             if step == "M":
                 layers.append(nn.MaxPool2d(2))
                 continue
-            layers.append(nn.Conv2d(channels, step, 3, padding=1))
-            if config.batch_norm:
-                layers.append(nn.BatchNorm2d(step))
-            layers.append(nn.ReLU())
+            layers += [nn.Conv2d(channels, step, 3, padding=1), nn.ReLU()]
             channels = step
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(config.pool)
@@ -91,18 +65,7 @@ class VGG(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, x):
-        """Map images to logits.
-
-        Parameters
-        ----------
-        x
-            Images, (B, C, H, W), with H and W at least 2 to the power of the number of max-pools.
-
-        Returns
-        -------
-        Tensor
-            Logits, (B, classes).
-        """
+        """Map images (B, C, H, W), of at least 2^pools pixels a side, to logits (B, classes)."""
         x = self.features(x)  # (B, last channels, H/2^pools, W/2^pools)
         x = torch.flatten(self.pool(x), 1)  # (B, last channels * pool²)
         return self.classifier(x)  # (B, classes)

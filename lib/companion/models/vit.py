@@ -9,28 +9,16 @@ from torch import nn
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """Sizes of a ViT.
+    """Sizes of a ViT, whose MLP has the hidden width 4 * width."""
 
-    Attributes
-    ----------
-    image_size, patch
-        Sides of the square image and of a patch, in pixels.
-    width, layers, heads
-        Width of a token, number of blocks, attention heads per block. The MLP has 4 * width.
-    channels, classes
-        Input channels and output classes.
-    init_std
-        Standard deviation of the weights at initialisation: 0.02 in the paper, at width 768.
-    """
-
-    image_size: int = 224
-    patch: int = 16
-    width: int = 768
+    image_size: int = 224  # pixels along the square image
+    patch: int = 16  # pixels along a patch
+    width: int = 768  # of a token
     layers: int = 12
-    heads: int = 12
-    channels: int = 3
+    heads: int = 12  # of attention, per layer
+    channels: int = 3  # of the image
     classes: int = 1000
-    init_std: float = 0.02
+    init_std: float = 0.02  # of the weights at initialisation: the paper's, at width 768
 
 
 VIT_BASE = ViTConfig()  # the paper's, ViT-B/16
@@ -94,11 +82,6 @@ class ViT(nn.Module):
 
     Without dropout. Initialisation is ours: every weight, the class token and the position
     embedding N(0, 0.02²), biases 0, LayerNorm 1 and 0.
-
-    Parameters
-    ----------
-    config
-        Sizes of the network.
     """
 
     def __init__(self, config: ViTConfig):
@@ -122,18 +105,7 @@ class ViT(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, x):
-        """Map images to logits.
-
-        Parameters
-        ----------
-        x
-            Images, (B, C, H, W), of the configured size.
-
-        Returns
-        -------
-        Tensor
-            Logits, (B, classes).
-        """
+        """Map images (B, C, H, W) to logits (B, classes)."""
         x = self.patch_embed(x).flatten(2).transpose(1, 2)  # (B, patches, width)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)  # (B, T, width)
         x = x + self.pos_embed
