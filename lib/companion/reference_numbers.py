@@ -17,7 +17,7 @@ from blockspectra.spectra import Spectra
 from blockspectra.statistics import Estimate, combine
 from companion.rate_search import gap
 from companion.report import manifest
-from companion.setups import ARCHITECTURES
+from companion.setups import ARCHITECTURES, REDUCED
 
 CHAPTER = "06_adam_vs_sgd"
 
@@ -31,7 +31,8 @@ def collect(results: Path) -> pd.DataFrame:
     spectra = [Spectra.load(path) for path in files if path.suffix == ".npz"]
     runs = {p.stem.split("-")[1]: p for p in files if p.stem.startswith("contest-")}
     rows = []
-    for name, architecture in ARCHITECTURES.items():
+    for name in REDUCED:
+        architecture = ARCHITECTURES[name]
         measured = [one for one in spectra if one.meta["model"] == name]
         found = pd.concat([heterogeneity(one).assign(seed=one.meta["seed"]) for one in measured])
         settings = {key: measured[0].meta[key] for key in ("steps", "probes", "samples")}
@@ -40,7 +41,7 @@ def collect(results: Path) -> pd.DataFrame:
             measure: (combine([Estimate(*x) for x in part.to_numpy()[:, :2]]), part["unit"].iloc[0])
             for measure, part in found.groupby("measure", sort=False)
         }
-        numbers[GAP] = gap(pd.read_csv(runs[name], comment="#")), "of AdamW's progress"
+        numbers[GAP] = gap(pd.read_csv(runs[name])), "of AdamW's progress"
         rows += [
             about
             | {"measure": measure, "value": value, "standard_error": error, "unit": unit}
