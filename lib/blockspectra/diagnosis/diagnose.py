@@ -2,110 +2,23 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 import torch
 from torch.utils._pytree import tree_leaves
 
 from blockspectra.blocks import Block, partition
-from blockspectra.cost import Cost, estimate
-from blockspectra.diagnosis import page as diagnosis_page
-from blockspectra.diagnosis.advice import Advice, advise
+from blockspectra.cost import estimate
+from blockspectra.diagnosis.advice import advise
 from blockspectra.diagnosis.block_table import block_table
 from blockspectra.diagnosis.obstacles import made_ready, refuse
+from blockspectra.diagnosis.page import Diagnosis
 from blockspectra.diagnosis.references import JS0, placed, references, settings
 from blockspectra.distance import heterogeneity, js_matrix
 from blockspectra.environment import environment
 from blockspectra.problem import Problem, ProblemError
 from blockspectra.slq import block_spectra
-from blockspectra.spectra import Spectra
 from blockspectra.statistics import Estimate
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Diagnosis:
-    """What the Hessian says about a model at its present weights.
-
-    Attributes
-    ----------
-    name : str
-        Of the model.
-    cost : Cost
-        As it was estimated beforehand.
-    spectra : Spectra
-        Of the blocks.
-    divergences : DataFrame, (block, block)
-        Jensen–Shannon divergence in nats, of `js_matrix`.
-    heterogeneity : DataFrame
-        JS⁰ under each distance with its standard error, of `heterogeneity`.
-    blocks : DataFrame
-        A row a block, of `block_table`.
-    references : DataFrame
-        Where the model lies among this project's own, of `placed`.
-    advice : Advice
-        ``advice.word`` is "SGD will do", "use Adam" or "cannot tell".
-    notes : tuple of str
-        What to know about this measurement, in sentences.
-    settings, environment : dict
-        What was asked for, and what it was computed with.
-    """
-
-    name: str
-    cost: Cost
-    spectra: Spectra
-    divergences: pd.DataFrame
-    heterogeneity: pd.DataFrame
-    blocks: pd.DataFrame
-    references: pd.DataFrame
-    advice: Advice
-    notes: tuple[str, ...]
-    settings: dict
-    environment: dict
-
-    @property
-    def js0(self) -> Estimate:
-        """JS⁰ in nats on the signed-log axis, with its standard error over probes."""
-        return Estimate(*self.heterogeneity.loc[JS0, ["value", "standard_error"]])
-
-    def drawings(self) -> list:
-        """Draw spectra, divergences, and the model among the reference models.
-
-        Returns
-        -------
-        list of Drawing
-            Each a figure with its name, its numbers and its caption.
-        """
-        from matplotlib import rc_context  # slow to import, as is seaborn
-
-        from blockspectra.diagnosis.figures import drawings
-
-        with rc_context():  # the caller's own style stays
-            return drawings(self.name, self.spectra, self.divergences, self.js0)
-
-    def save(self, folder: str | Path) -> tuple[Path, Path]:
-        """Write ``diagnosis.html``, one page that needs no other file, and ``diagnosis.json``.
-
-        Parameters
-        ----------
-        folder : path
-            Made if it is missing; files of that name in it are replaced.
-
-        Returns
-        -------
-        Path, Path
-            The page and the numbers.
-        """
-        return diagnosis_page.save(self, Path(folder))
-
-    def __str__(self) -> str:
-        return diagnosis_page.as_text(self)
-
-    __repr__ = __str__
-
-    def _repr_html_(self) -> str:
-        return diagnosis_page.summary(self)
 
 
 def diagnose(

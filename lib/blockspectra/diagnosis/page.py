@@ -6,17 +6,19 @@ import base64
 import io
 import json
 import math
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
+from blockspectra.cost import Cost
+from blockspectra.diagnosis.advice import Advice
 from blockspectra.diagnosis.block_table import FEWEST, OUTLYING
+from blockspectra.diagnosis.references import JS0
 from blockspectra.files import write_text
-
-if TYPE_CHECKING:
-    from blockspectra.diagnosis.diagnose import Diagnosis
+from blockspectra.spectra import Spectra
+from blockspectra.statistics import Estimate
 
 DPI = 130
 BLOCK_COLUMNS = {
@@ -28,6 +30,90 @@ BLOCK_COLUMNS = {
     "zero_share": "zeros",
     "distance": "distance",
 }
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Diagnosis:
+    """What the Hessian says about a model at its present weights.
+
+    Attributes
+    ----------
+    name : str
+        Of the model.
+    cost : Cost
+        As it was estimated beforehand.
+    spectra : Spectra
+        Of the blocks.
+    divergences : DataFrame, (block, block)
+        Jensen–Shannon divergence in nats, of `js_matrix`.
+    heterogeneity : DataFrame
+        JS⁰ under each distance with its standard error, of `heterogeneity`.
+    blocks : DataFrame
+        A row a block, of `block_table`.
+    references : DataFrame
+        Where the model lies among this project's own, of `placed`.
+    advice : Advice
+        ``advice.word`` is "SGD will do", "use Adam" or "cannot tell".
+    notes : tuple of str
+        What to know about this measurement, in sentences.
+    settings, environment : dict
+        What was asked for, and what it was computed with.
+    """
+
+    name: str
+    cost: Cost
+    spectra: Spectra
+    divergences: pd.DataFrame
+    heterogeneity: pd.DataFrame
+    blocks: pd.DataFrame
+    references: pd.DataFrame
+    advice: Advice
+    notes: tuple[str, ...]
+    settings: dict
+    environment: dict
+
+    @property
+    def js0(self) -> Estimate:
+        """JS⁰ in nats on the signed-log axis, with its standard error over probes."""
+        return Estimate(*self.heterogeneity.loc[JS0, ["value", "standard_error"]])
+
+    def drawings(self) -> list:
+        """Draw spectra, divergences, and the model among the reference models.
+
+        Returns
+        -------
+        list of Drawing
+            Each a figure with its name, its numbers and its caption.
+        """
+        from matplotlib import rc_context  # slow to import, as is seaborn
+
+        from blockspectra.diagnosis.figures import drawings
+
+        with rc_context():  # the caller's own style stays
+            return drawings(self.name, self.spectra, self.divergences, self.js0)
+
+    def save(self, folder: str | Path) -> tuple[Path, Path]:
+        """Write ``diagnosis.html``, one page that needs no other file, and ``diagnosis.json``.
+
+        Parameters
+        ----------
+        folder : path
+            Made if it is missing; files of that name in it are replaced.
+
+        Returns
+        -------
+        Path, Path
+            The page and the numbers.
+        """
+        return save(self, Path(folder))
+
+    def __str__(self) -> str:
+        return as_text(self)
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return summary(self)
 
 
 def save(diagnosis: Diagnosis, folder: Path) -> tuple[Path, Path]:
