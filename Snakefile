@@ -119,7 +119,7 @@ ONE_THREAD = "export OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 MKL_NUM_THREADS=1 
 
 
 def gpus(wildcards):
-    """GPUs that a job takes: it needs one even to find results, which name the device."""
+    """GPUs that a job takes: one where the device is cuda."""
     return int(PARAMETERS[wildcards.chapter].get("device") == "cuda")
 
 

@@ -16,7 +16,7 @@ from blockspectra.differences import (
 from blockspectra.gradient_graph import CHEAP, PLAIN, GradientGraph, graph
 from blockspectra.problem import OutOfMemory, Problem, ProblemError
 
-DIRECTIONS = 4  # along which a product must be wrong to be refused
+DIRECTIONS = 4  # displaced points at which a product must also be wrong to be refused
 
 
 def checked(problem: Problem, parameters: Sequence[torch.nn.Parameter]) -> GradientGraph:
@@ -75,7 +75,7 @@ def _judged(
     found = differences(problem, batch, parameters, seed, both=seed > 0)
     if found.slope_error:
         if seed:
-            _product(problem, found, loss, PLAIN)  # may know better what is wrong
+            _product(problem, found, loss, PLAIN)  # raises with a clearer reason, if it can
         return None, "", found.slope_error
     product, why = None, ""
     try:
@@ -138,7 +138,9 @@ def _check_unchanged(first: float, second: float) -> None:
 
 def _check_nodes(kept: GradientGraph) -> None:
     for node in graph(kept.gradient.values()):
-        if 0 <= (row := getattr(node, "_saved_padding_idx", -1)) < 2**63:  # none is 2⁶⁴ - 1
+        if (
+            0 <= (row := getattr(node, "_saved_padding_idx", -1)) < 2**63
+        ):  # none: 2⁶⁴ − 1
             raise ProblemError(
                 f"F.embedding is called with padding_idx={row}, which keeps a row out of the "
                 f"gradient that the loss depends on: leave padding_idx out."

@@ -6,8 +6,8 @@ For blocks :math:`w_l` of the parameters, and the mean loss :math:`\mathcal L` o
     H_l v = \frac{∂\,(g_l^\top v)}{∂w_l}, \qquad g_l = \frac{∂\mathcal L}{∂w_l}.
 
 The gradient is computed once and kept as a graph. For a product, autograd walks only the part of
-the graph that lies between :math:`g_l` and :math:`w_l`, so it costs less than a full one: about a
-third of a gradient on average over the blocks of a network. One product with all blocks' vectors
+the graph that lies between :math:`g_l` and :math:`w_l`, so it costs less than a full one: about
+half a gradient on average over the blocks of a network. One product with all blocks' vectors
 concatenated would *not* do: it adds the off-diagonal blocks.
 
 A linear model under the mean squared error has the Hessian :math:`\frac2n X^\top X`:
@@ -53,8 +53,8 @@ class BlockHessians:
         Those that products will be asked for.
     known : GradientGraph, optional
         From `checked` for the parameters of ``blocks``, in the order of `parameters_of`: says which
-        derivatives to take, and is used where its batch is this rank's first. The caller lets go
-        of it. By default `checked` is called here.
+        derivatives to take, and is used where its batch is this rank's first. The caller must drop
+        its own reference, so that memory can be freed. By default `checked` is called here.
     budget : int, optional
         Bytes for graphs and for what products need beside them; no bound if None.
     ranks : Ranks, optional
@@ -101,7 +101,9 @@ class BlockHessians:
                 f"for them: use smaller batches, or raise `memory`."
             )
         fits = budget is None or self.nbytes * (len(self.batches) + SCRATCH) <= budget
-        self.kept = bool(self.ranks.least(fits))  # what is multiplied together depends on it
+        self.kept = bool(
+            self.ranks.least(fits)
+        )  # all ranks decide alike
         self.graphs = graphs if self.kept else []
         self.graphs += map(self._graph, others if self.kept else [])
 
@@ -116,7 +118,7 @@ class BlockHessians:
         Returns
         -------
         list of Tensor
-            In the parameters' dtype; float64 sums where there are several batches.
+            In the parameters' dtype, summed in float64 where there are several batches.
         """
         totals: list[Any] = [0] * len(wanted)
         several = len(self.problem.batches) > 1

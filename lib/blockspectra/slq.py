@@ -1,7 +1,7 @@
 """Stochastic Lanczos quadrature: blockwise and full Hessian spectra of a problem.
 
-Read from `block_spectra` down: a queue of probe batches, Lanczos steps with as many of them as fit
-side by side, a result for each probe, until no block needs more probes.
+Read from `block_spectra` down: a queue of probe batches, Lanczos steps with one of them (where
+graphs are not kept, with as many as fit), a result for each probe, until no block needs more.
 """
 
 import hashlib
@@ -49,8 +49,9 @@ def block_spectra(
 ) -> Spectra:
     """Spectra of the diagonal Hessian blocks.
 
-    The cost is one gradient a batch, then ``len(blocks) × probes × steps`` products; a block's
-    costs about half a gradient on average, the full one about two. A block's result depends on
+    The cost is some ten gradients for the checks, one a batch, then ``len(blocks) × probes ×
+    steps`` products a batch; a block's costs about half a gradient on average, the full one about
+    two. A block's result depends on
     (seed, its name, the probe's number) alone: not on the other blocks, their order, or how many
     probes there are, and on a CPU not on having been killed and made again.
 
@@ -196,7 +197,7 @@ def progress_wanted() -> bool:
 class ProbeBatch:
     """Some probes of one block, advanced by one Hessian product."""
 
-    number: int  #: of the block among all
+    number: int  #: of the block in the list given
     block: Block
     probes: tuple[int, ...]
 
@@ -295,7 +296,10 @@ def _finished_runs(
                 running[batch].absorb(products.pop(0))
                 bar.update(len(batch.probes))
                 if running[batch].done or settings.should_stop(batch, running[batch]):
-                    yield batch, running.pop(batch).result()  # no name is left of the run's basis
+                    yield (
+                        batch,
+                        running.pop(batch).result(),
+                    )  # its basis is freed
 
 
 def _spectra(

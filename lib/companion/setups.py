@@ -1,7 +1,7 @@
 """The paper's models on data: a named model, at a size, as a `Problem` at initialisation.
 
-``tiny`` is for tests, ``small`` for a laptop, ``paper`` has the paper's sizes. None of the data is
-the paper's own but for characters of Shakespeare: see ``data/README.md`` for what stands in.
+``tiny`` is for tests, ``small`` for a laptop, ``paper`` has the paper's sizes. No data set is
+the paper's own but, perhaps, Shakespeare's characters: see ``data/README.md`` for what stands in.
 """
 
 from collections.abc import Callable

@@ -136,7 +136,7 @@ class Store:
             if self.read_only:
                 raise NotStoredError(
                     f"{self.path} has no result {job.stem}: run make reproduce "
-                    f"PRESET={self.path.name}, then make results."
+                    f"PRESET={self.path.name}, then make results PRESET={self.path.name}."
                 )
             started = time.perf_counter()
             result = job.compute(self)

@@ -1,4 +1,4 @@
-"""Blockwise spectra of the paper's models at initialisation (chapters 04, 05, 06, 08, 10)."""
+"""Blockwise spectra of the paper's models at initialisation (chapters 04 to 06, 08 to 10)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +14,15 @@ from companion import setups
 from companion.setups import Setup, setup
 from companion.store import Job, Store
 
-ORDER = ("vgg", "mixer", "vit", "nano", "gpt", "resnet", "bert")  # by what a product takes
+ORDER = (
+    "vgg",
+    "mixer",
+    "vit",
+    "nano",
+    "gpt",
+    "resnet",
+    "bert",
+)  # cheapest product first
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class InitialSpectra(Job):
 
     @property
     def cost(self) -> float:
-        """Products, by how long they take."""
+        """Number of products, weighted by the model's rank in `ORDER`."""
         return self.samples * self.steps * self.probes * (1 + ORDER.index(self.model))
 
     def setup(self) -> Setup:
