@@ -138,9 +138,7 @@ def _check_unchanged(first: float, second: float) -> None:
 
 def _check_nodes(kept: GradientGraph) -> None:
     for node in graph(kept.gradient.values()):
-        if (
-            0 <= (row := getattr(node, "_saved_padding_idx", -1)) < 2**63
-        ):  # none: 2⁶⁴ − 1
+        if 0 <= (row := getattr(node, "_saved_padding_idx", -1)) < 2**63:  # none: 2⁶⁴ − 1
             raise ProblemError(
                 f"F.embedding is called with padding_idx={row}, which keeps a row out of the "
                 f"gradient that the loss depends on: leave padding_idx out."

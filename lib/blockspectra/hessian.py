@@ -101,9 +101,7 @@ class BlockHessians:
                 f"for them: use smaller batches, or raise `memory`."
             )
         fits = budget is None or self.nbytes * (len(self.batches) + SCRATCH) <= budget
-        self.kept = bool(
-            self.ranks.least(fits)
-        )  # all ranks decide alike
+        self.kept = bool(self.ranks.least(fits))  # all ranks decide alike
         self.graphs = graphs if self.kept else []
         self.graphs += map(self._graph, others if self.kept else [])
 
