@@ -140,11 +140,16 @@ def _taken(
             f"which the gradient says {slope:.4g}"
         )
     products, uncertain = {}, {}
-    for p, g in gradient.items():
-        mirrored = below[p] if both else 2 * g - above[p]
-        products[p] = (above[p] - mirrored) / (2 * step)
-        bend = root_mean_square(above[p] + mirrored - 2 * g) / step
-        uncertain[p] = SURE * bend + rounding * largest / scales[p]
+    for p in vectors:  # gradients are let go of one by one: memory may be short
+        here, ahead = gradient.pop(p), above.pop(p)
+        uncertain[p] = rounding * largest / scales[p]
+        if both:
+            behind = below.pop(p)
+            bend = root_mean_square((ahead - here) - (here - behind)) / step
+            uncertain[p] += SURE * bend
+            products[p] = (ahead - behind).div_(2 * step)
+        else:
+            products[p] = (ahead - here).div_(step)
     return Differences(vectors, products, uncertain, error)
 
 

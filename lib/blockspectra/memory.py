@@ -1,6 +1,8 @@
 """How much memory there is, and how much is in use."""
 
+import ctypes
 import re
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -77,3 +79,13 @@ def groups(
                 used = int((folder / "memory.current").read_text()) - int(stat["inactive_file"])
                 found.append((int(most), used))
     return found
+
+
+def give_back() -> None:
+    """Return freed memory to the system, which glibc else keeps where it lies between other memory.
+
+    Without, what the checks took in float64 counts in the process's peak: measured, budgets of some
+    hundred MiB were exceeded by a few per cent.
+    """
+    with suppress(OSError, AttributeError, TypeError):  # not glibc
+        ctypes.CDLL(None).malloc_trim(0)

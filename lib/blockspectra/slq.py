@@ -25,7 +25,7 @@ from blockspectra.checks import checked
 from blockspectra.distributed import Ranks
 from blockspectra.hessian import SCRATCH, BlockHessians, parameters_of
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
-from blockspectra.memory import available, in_use, readable
+from blockspectra.memory import available, give_back, in_use, readable
 from blockspectra.problem import OutOfMemory, Problem
 from blockspectra.spectra import Spectra
 from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
@@ -132,6 +132,7 @@ def block_spectra(
                 f"take fewer steps, basis='none', or raise `memory`."
             )
         graph = checked(problem, parameters_of(blocks))
+        give_back()
         about = _about(problem, blocks, seed) | {"loss": graph.loss.item()}
         about["settings"] = [steps, tolerance, basis, team.parts]
         team.agree(about | {"ranks": ranks, "checkpoint": checkpoint is not None})

@@ -136,9 +136,8 @@ class TestPresets:
         """A copy of the workflow without the library: enough for a dry run."""
         shutil.copy(ROOT / "Snakefile", tmp_path)
         shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
-        for name in ("report", "claims"):
-            (tmp_path / "lib" / "blockspectra").mkdir(parents=True, exist_ok=True)
-            (tmp_path / "lib" / "blockspectra" / f"{name}.py").touch()
+        (tmp_path / "lib" / "companion").mkdir(parents=True)
+        (tmp_path / "lib" / "companion" / "report.py").touch()
         return tmp_path
 
     def dry_run(self, workflow, *settings):
@@ -220,7 +219,7 @@ class TestReport:
         for folder in (figures, results / "manifests"):
             folder.mkdir(parents=True)
         wrote = [f"figures/04_block_spectra/densi ty.{kind}" for kind in ("pdf", "png", "csv")]
-        for name in (*wrote, "spectra-1.npz", "stale-0.npz"):
+        for name in (*wrote, "spectra-1.npz", "spectra-1.json", "stale-0.npz"):
             (results / name).touch()
         criteria = [Criterion("ratio <script>", 3.0, 0.1, 2.0)]
         wrote.append(f"claims/{Finding('C3', criteria, 'stand-in data').save(results).name}")
@@ -242,7 +241,8 @@ class TestReport:
         keep(results, target)
         kept = {path.name for path in target.rglob("*.*")}
         figures = {"densi ty.png", "densi ty.csv"}
-        assert kept == {"04_block_spectra.json", "C3.json", "spectra-1.npz", *figures}
+        measured = {"spectra-1.npz", "spectra-1.json"}
+        assert kept == {"04_block_spectra.json", "C3.json", *measured, *figures}
 
     def test_keep_refuses_an_incomplete_run_and_leaves_what_is_there(self, results, tmp_path):
         (results / "spectra-1.npz").unlink()
