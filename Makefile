@@ -4,6 +4,8 @@
 PYTHON ?= python3
 PRESET ?= laptop
 CORES ?= 2
+# chapters whose full preset is sized for two cores
+FULL ?= 04_block_spectra
 GPUS ?= 1
 TORCH := $(shell grep '^torch==' constraints.txt)
 EXTRAS := data,notebooks,site,test
@@ -92,7 +94,7 @@ figures: $(READY)
 
 # each result is kept when it is done: the same command goes on after any stop
 full: $(READY)
-	@$(BIN)/python -m companion.jobs --preset full --workers '$(CORES)'
+	@$(BIN)/python -m companion.jobs $(FULL) --preset full --workers '$(CORES)'
 
 # warnings are errors: a broken link is one
 site: $(READY)
