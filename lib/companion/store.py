@@ -145,9 +145,9 @@ class Store:
             found = self.find(job)  # what a later run will see, to the bit
             if found is None:
                 raise OSError(f"{self.path / job.stem} was written, but cannot be read again.")
-        result, path = found
+        result, path, sha256 = found
         if not job.FOLDER:
-            self.used[path.name] = digest(path)
+            self.used[path.name] = sha256
             if isinstance(result, Spectra) and "products" in result.meta:
                 self.products[path.name] = result.meta["products"]
         return result
@@ -156,7 +156,7 @@ class Store:
         """Say whether a job's result is there, by its name alone."""
         return any(header.exists() for header in self._headers(job))
 
-    def find(self, job: Job) -> tuple[Result, Path] | None:
+    def find(self, job: Job) -> tuple[Result, Path, str] | None:
         """Read a job's result, or return None where there is none that is whole."""
         for header in self._headers(job):
             if header.exists():
@@ -189,8 +189,8 @@ class Store:
         write_text(path.with_suffix(".json"), text)  # last: a result without it does not count
 
 
-def read(header: Path, declared: dict | None = None) -> tuple[Result, Path]:
-    """Read a result and the path of its numbers, by its JSON file.
+def read(header: Path, declared: dict) -> tuple[Result, Path, str]:
+    """Read a result, the path of its numbers and their sha256, by its JSON file.
 
     Raises `ValueError` where either file is damaged or missing, or the result is not that of the
     job that ``declared`` describes.
@@ -198,14 +198,15 @@ def read(header: Path, declared: dict | None = None) -> tuple[Result, Path]:
     try:
         content = json.loads(header.read_text(encoding="utf-8"))
         path = header.parent / content["file"]
-        if declared is not None and any(content[key] != declared[key] for key in declared):
+        if any(content[key] != declared[key] for key in declared):
             raise ValueError("it is the result of another job")
         if digest(path) != content["sha256"]:
             raise ValueError("the checksum of its numbers differs")
         if path.suffix == ".npz":
-            return Spectra.load(path), path
+            return Spectra.load(path), path, content["sha256"]
         text = {"keep_default_na": False, "na_values": [""]}  # a block may be called "NA"
-        return pd.read_csv(path, float_precision="round_trip", **text), path
+        table = pd.read_csv(path, float_precision="round_trip", **text)
+        return table, path, content["sha256"]
     except (KeyError, TypeError, OSError, ValueError) as error:  # json's own is a ValueError
         raise ValueError(f"{header} is damaged ({error}).") from error
 

