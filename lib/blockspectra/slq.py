@@ -30,6 +30,12 @@ from blockspectra.problem import OutOfMemory, Problem
 from blockspectra.spectra import Spectra
 from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
 
+# tensors that are no array hold the numbers in several: sparse ones, and nested ones
+PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.jagged: ("offsets", "values"),
+}
 CHECKED = 1000  # numbers of each block's first probe that ranks and checkpoints compare
 
 
@@ -345,6 +351,8 @@ def _checksum(tensors: Iterable) -> int:
     total = 0
     for tensor in tensors:
         if isinstance(tensor, torch.Tensor):
-            data = tensor.detach().contiguous().view(-1).view(torch.uint8)
-            total = zlib.crc32(data.cpu().numpy(), total)
+            parts = [getattr(tensor, part)() for part in PARTS.get(tensor.layout, ())] or [tensor]
+            for part in parts:
+                data = part.detach().contiguous().flatten().view(torch.uint8)
+                total = zlib.crc32(data.cpu().numpy(), total)
     return total
