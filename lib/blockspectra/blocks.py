@@ -39,7 +39,7 @@ KNOWN = {
     "timm.Attention.qkv",
 }
 NANO_GPT = ".CausalSelfAttention.c_attn"  # is copied into many packages
-NO_VALUES = "Parameter {!r} has no values yet: load them, or run the model once, first."
+NO_VALUES = "Parameter {!r} has no values yet: load them or run the model once first."
 HEADS = ("heads", "num_heads", "n_head", "n_heads", "num_attention_heads")
 
 
@@ -241,7 +241,7 @@ def _is_weight(parameter: Tensor, name: str) -> bool:
 
 
 def _parts(label: str, parameter, modules, given: Mapping[str, str]) -> str | None:
-    """Parts that one weight fuses, empty where it is one; None where it looks fused, unknown how."""
+    """Parts that one weight fuses, empty if none; None if it looks fused in an unknown order."""
     names, last = label.split("="), label.split("=")[0].rpartition(".")[2]
     for pattern, parts in given.items():
         if any(fnmatch.fnmatchcase(name, pattern) for name in names):

@@ -1,38 +1,54 @@
 """Whether a problem has a Hessian, and which derivatives give products with it: `checked`."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.parameter import UninitializedTensorMixin
 
+from blockspectra.blocks import NO_VALUES
 from blockspectra.differences import (
     Differences,
+    copied,
     differences,
     differing,
     displaced,
     root_mean_square,
 )
 from blockspectra.gradient_graph import CHEAP, PLAIN, GradientGraph, graph
-from blockspectra.problem import OutOfMemory, Problem, ProblemError
+from blockspectra.problem import OutOfMemory, Problem, ProblemError, joined
 
 DIRECTIONS = 4  # displaced points at which a product must also be wrong to be refused
+# A batch repeated has the loss of the batch, but for rounding, or twice that if it is a sum.
+ALIKE = 1e-2
+# Errors of a mean that are rounding: a share of it, and times what the batch repeated had.
+ROUNDING = 1e-4, 20
 
 
-def checked(problem: Problem, parameters: Sequence[torch.nn.Parameter]) -> GradientGraph:
+def checked(
+    problem: Problem, parameters: Sequence[nn.Parameter], derivatives: str = CHEAP
+) -> GradientGraph:
     """Refuse, in one sentence, a loss without a Hessian or with products that are not its.
 
-    A product through all parameters, by cheap second derivatives, is compared in each of them with
-    differences of plain gradients. Where the cheap ones raise or differ, or differences cannot
-    tell, it is made by plain ones too, and these are taken unless both agree. All takes about
-    seven gradients of the first batch, twelve where differences are uncertain; call it inside
-    `Problem.curvature_mode`.
+    For each batch, a product through all parameters, by cheap second derivatives, is compared in
+    each of them with differences of plain gradients. Where the cheap ones raise or differ, or
+    differences cannot tell, it is made by plain ones too, and these are taken unless both agree.
+    The loss of the first batch repeated, and those of any two that follow each other, show whether
+    it is a mean over what batches are weighted by. All takes about eight gradients a batch,
+    thirteen where differences are uncertain; call it inside `Problem.curvature_mode`.
 
     Parameters
     ----------
     problem : Problem
     parameters : sequence of torch.nn.Parameter
-        Those to differentiate in.
+        Those to differentiate in. Warns of those that the loss does not depend on.
+    derivatives : str
+        What to begin with: `CHEAP`, or `PLAIN` with a reason.
 
     Returns
     -------
@@ -42,58 +58,246 @@ def checked(problem: Problem, parameters: Sequence[torch.nn.Parameter]) -> Gradi
     Raises
     ------
     ProblemError
-        Dropout or BatchNorm in training mode, by name; a loss that changes between two
-        evaluations; a loss or a product that is not finite; attention or another function without
-        second derivative; a gradient or a product that is wrong.
+        Parameters that are not the model's, frozen, or in a precision too low; dropout or BatchNorm
+        in training mode, by name; a loss that changes between two evaluations, or changes
+        parameters or buffers, or that is no mean; a loss or a product that is not finite; attention
+        or another function without second derivative; a gradient or a product that is wrong.
     """
+    check_parameters(problem, parameters)
     problem.check_modes()
-    graph, derivatives, wrong = _judged(problem, parameters, 0)
+    losses, rounding, unused = [], None, dict.fromkeys(parameters)
+    for number, batch in enumerate(problem.batches):
+        kept = None  # before another graph is made
+        with _told_of(problem, number):
+            loss, reached = _evaluated(problem, batch)
+            losses.append(loss)
+            if not number:
+                rounding = _rounding(problem, loss)
+            elif rounding is not None:
+                _check_weights(problem, losses, rounding)
+            kept, found = _settled(problem, batch, parameters, loss, derivatives)
+            _check_cache(problem, batch, reached, kept)
+        if number and found.startswith(f"{PLAIN}:") and found != derivatives:
+            kept = None
+            return checked(problem, parameters, found)
+        derivatives = derivatives if number else found
+        for p in reached:
+            unused.pop(p, None)
+    if unused:
+        warnings.warn(
+            f"The loss does not depend on {', '.join(map(problem.name_of, list(unused)[:3]))} "
+            f"({len(unused)} in all), so their Hessian is 0: leave them out, or look for what cuts "
+            f"them off, such as adapters that eval() merges or a weight that is cached.",
+            stacklevel=2,
+        )
+    if kept is None or len(problem.batches) > 1:
+        kept = None
+        kept = GradientGraph(problem, problem.batches[0], parameters, derivatives)
+    return kept
+
+
+def check_parameters(problem: Problem, parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse parameters that are not the model's, or that nothing can be differentiated in."""
+    names = {p: name for name, p in problem.model.named_parameters()}
+    for p, name in names.items():
+        if isinstance(p, UninitializedTensorMixin) or p.is_meta:
+            raise ProblemError(NO_VALUES.format(name))
+    for p in parameters:
+        if p not in names:
+            raise ProblemError(
+                f"A block lies in {problem.name_of(p)}: make blocks of the problem's own model, as "
+                f"it is now, with partition(problem.model)."
+            )
+        start = f"Parameter {names[p]!r}"
+        if not p.requires_grad:
+            raise ProblemError(f"{start} is frozen: set its requires_grad, or partition again.")
+        if p.is_inference():
+            raise ProblemError(
+                f"{start} was made in inference mode, where nothing can be differentiated: build "
+                f"the model outside of torch.inference_mode()."
+            )
+        if p.dtype not in (torch.float32, torch.float64):
+            kind = str(p.dtype).removeprefix("torch.")
+            raise ProblemError(
+                f"{start} is {kind}, and second derivatives need real numbers in float32 or "
+                f"float64: call model.float(), and give the batches so too."
+            )
+
+
+@contextmanager
+def _told_of(problem: Problem, number: int) -> Iterator[None]:
+    """Say in which batch something is wrong, where there are several."""
+    try:
+        yield
+    except OutOfMemory:
+        raise
+    except (ProblemError, RuntimeError) as error:
+        told = str(error)
+        if "backward through the graph a second time" in told:
+            told = CACHE.format("what it kept of its first evaluation")
+        elif not isinstance(error, ProblemError) or len(problem.batches) == 1:
+            raise
+        if len(problem.batches) > 1:
+            told = f"{told.rstrip('.')} (in batch {number + 1} of {len(problem.batches)})."
+        raise ProblemError(told) from error
+
+
+CACHE = (
+    "The loss depends on {}, which evaluating it again does not compute again: switch off what "
+    "keeps it, such as a cached weight or parametrize.cached()."
+)
+
+
+def _evaluated(problem: Problem, batch: Any) -> tuple[float, set[nn.Parameter]]:
+    """Loss of a batch, and what it depends on; refuses one that changes the model."""
+    buffers = dict(problem.model.named_buffers())
+    with copied(problem) as kept:
+        value = problem.value(batch)
+        now = dict(problem.model.named_parameters()) | dict(problem.model.named_buffers())
+        changed = [name for name, t in now.items() if t in kept and not _same(t.data, kept[t])]
+    for name, old in buffers.items():  # one that was replaced; caches that grow may be
+        if (new := now.get(name)) is not old and new is not None and new.shape == old.shape:
+            changed += [] if _same(new, old) else [name]
+            owner, _, key = name.rpartition(".")
+            setattr(problem.model.get_submodule(owner), key, old)
+    for name in changed:
+        if name not in buffers:
+            raise ProblemError(
+                f"Evaluating the loss changes parameter {name!r}, as max_norm of an embedding "
+                f"does: do not change weights when the model is called."
+            )
+        if not problem.batch_statistics:
+            raise ProblemError(
+                f"Evaluating the loss changes buffer {name!r}: call model.eval(), or pass "
+                f"batch_statistics=True to study this on purpose."
+            )
+    if not value.requires_grad:
+        raise ProblemError("The loss does not depend on any trainable parameter of the model.")
+    return value.item(), _leaves(value)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left.layout != torch.strided or left.dtype != right.dtype:
+        return left.layout != torch.strided
+    return torch.equal(left.flatten().view(torch.uint8), right.flatten().view(torch.uint8))
+
+
+def _leaves(value: Tensor) -> set[Tensor]:
+    """Return what a gradient can be asked for; data exchanged since then cut a graph off."""
+    ends = [(node, node.variable) for node in graph([value]) if hasattr(node, "variable")]
+    return {leaf for node, leaf in ends if get_gradient_edge(leaf).node is node}
+
+
+def _check_cache(problem: Problem, batch: Any, reached: set, kept: GradientGraph | None) -> None:
+    """Refuse a loss that depends on less once it was evaluated."""
+    found = kept.gradient if kept else {}
+    if kept and all(found.get(p, 0) is not None for p in reached):
+        return
+    if lost := reached - _leaves(problem.value(batch)):
+        raise ProblemError(CACHE.format(problem.name_of(next(iter(lost)))))
+
+
+def _rounding(problem: Problem, loss: float) -> float | None:
+    """Error of a mean, from the first batch repeated; refuses sums. None where it cannot tell."""
+    twice = _joint_loss(problem, 0, 0)
+    if twice is None or not loss:
+        return None
+    ratio = twice / loss
+    if abs(ratio - 2) < ALIKE:
+        raise ProblemError(
+            "The loss of a batch repeated is twice its own, so it is a sum: take the mean, or "
+            "pass batch_statistics=True to study it on purpose."
+        )
+    if abs(ratio - 1) < ALIKE:
+        return abs(twice - loss)
+    if len(problem.batches) > 1:
+        warnings.warn(
+            f"The loss of a batch repeated is {ratio:.3g} times its own, so it is no mean: the "
+            f"Hessian of the mean over batches depends on which samples share one.",
+            stacklevel=2,
+        )
+    return None
+
+
+def _check_weights(problem: Problem, losses: Sequence[float], rounding: float) -> None:
+    """Compare the loss of the last two batches in one with the weighted mean of theirs."""
+    b = len(losses) - 1
+    a, own, weights = b - 1, losses[-2:], problem.weights[b - 1 : b + 1]
+    mean = sum(w * x for w, x in zip(weights, own, strict=True)) / sum(weights)
+    together = _joint_loss(problem, a, b)
+    share, times = ROUNDING
+    bound = times * rounding + share * max(map(abs, own))
+    if together is not None and abs(together - mean) > bound:
+        raise ProblemError(
+            f"The losses of batches {a + 1} and {b + 1} are {own[0]:.4g} and {own[1]:.4g}, and of "
+            f"both in one {together:.4g}, not their mean {mean:.4g}: give Problem a weight=, the "
+            f"number of what a batch's loss is a mean over, such as labels that count."
+        )
+
+
+def _joint_loss(problem: Problem, a: int, b: int) -> float | None:
+    """Loss of two batches in one; None where they make none, or it is no mean on purpose."""
+    if problem.batch_statistics:
+        return None
+    try:
+        return problem.value(joined(problem.batches[a], problem.batches[b])).item()
+    except Exception:  # a model may know batches of its own alone
+        return None
+
+
+def _settled(
+    problem: Problem, batch: Any, parameters: Sequence[nn.Parameter], loss: float, derivatives: str
+) -> tuple[GradientGraph | None, str]:
+    """Graph of a batch if it is at hand, and the derivatives to take."""
+    kept, found, wrong = _judged(problem, batch, parameters, 0, loss, derivatives)
     for seed in range(1, 1 + DIRECTIONS):
         if wrong:
             with displaced(parameters, seed):
-                graph, derivatives, wrong = _judged(problem, parameters, seed)
-            graph = None
+                loss = problem.value(batch).item()
+                _, found, wrong = _judged(problem, batch, parameters, seed, loss, derivatives)
+            kept = None
     if wrong:
         blame = "look for hooks that change gradients, and for functions with a custom backward"
         raise ProblemError(f"{wrong}: {blame}.")
-    return graph or GradientGraph(problem, problem.batches[0], parameters, derivatives)
+    return kept, found
 
 
 def _judged(
-    problem: Problem, parameters: Sequence[torch.nn.Parameter], seed: int
+    problem: Problem,
+    batch: Any,
+    parameters: Sequence[nn.Parameter],
+    seed: int,
+    loss: float,
+    derivatives: str,
 ) -> tuple[GradientGraph | None, str, str]:
-    """Graph of the first batch if it is at hand, the derivatives to take, and what is wrong.
+    """Graph of a batch if it is at hand, the derivatives to take, and what is wrong.
 
     With seed 0, quickly: what disagrees may be right.
     """
-    batch = problem.batches[0]
-    value = problem.value(batch)
-    if not value.requires_grad:
-        raise ProblemError("The loss does not depend on any trainable parameter of the model.")
-    loss = value.item()
-    del value  # before another graph is made
     found = differences(problem, batch, parameters, seed, both=seed > 0)
     if found.slope_error:
         if seed:
-            _product(problem, found, loss, PLAIN)  # raises with a clearer reason, if it can
+            _product(problem, batch, found, loss, PLAIN)  # raises with a clearer reason, if it can
         return None, "", found.slope_error
-    product, why = None, ""
+    product, why = None, derivatives.removeprefix(f"{PLAIN}: the cheap ones ")
+    if derivatives == CHEAP:
+        try:
+            kept, product = _product(problem, batch, found, loss, CHEAP)
+            why = ""
+        except OutOfMemory:
+            raise
+        except Exception as error:  # a model may do anything with functions not PyTorch's own
+            why = f"raised {type(error.__cause__ or error).__name__}"
+        else:
+            if (wrong := found.wrong(product)) is not None:
+                if not seed:
+                    return None, "", "not yet sure"
+                why = f"differ in {problem.name_of(wrong)}"
+            elif kept.derivatives == PLAIN or not found.unclear:
+                return kept, kept.derivatives, ""
+            del kept  # before another one is made
     try:
-        graph, product = _product(problem, found, loss, CHEAP)
-    except OutOfMemory:
-        raise
-    except Exception as error:  # a model may do anything with functions that are not PyTorch's own
-        why = f"raised {type(error.__cause__ or error).__name__}"
-    else:
-        if (wrong := found.wrong(product)) is not None:
-            if not seed:
-                return None, "", "not yet sure"
-            why = f"differ in {problem.name_of(wrong)}"
-        elif graph.derivatives == PLAIN or not found.unclear:
-            return graph, graph.derivatives, ""
-        del graph  # before another one is made
-    try:
-        graph, right = _product(problem, found, loss, PLAIN)
+        kept, right = _product(problem, batch, found, loss, PLAIN)
     except ProblemError:
         if why:
             raise
@@ -109,23 +313,23 @@ def _judged(
         why = f"differ in {problem.name_of(wrong)}"
     if not why:
         return None, CHEAP, ""
-    graph.derivatives = f"{PLAIN}: the cheap ones {why}"
-    return graph, graph.derivatives, ""
+    kept.derivatives = PLAIN if why == PLAIN else f"{PLAIN}: the cheap ones {why}"
+    return kept, kept.derivatives, ""
 
 
 def _product(
-    problem: Problem, found: Differences, loss: float, derivatives: str
-) -> tuple[GradientGraph, dict[torch.nn.Parameter, Tensor]]:
-    """Graph of the first batch, and the product with all parameters along the direction found."""
+    problem: Problem, batch: Any, found: Differences, loss: float, derivatives: str
+) -> tuple[GradientGraph, dict[nn.Parameter, Tensor]]:
+    """Graph of a batch, and the product with all parameters along the direction found."""
     parameters = list(found.vectors)
-    graph = GradientGraph(problem, problem.batches[0], parameters, derivatives)
-    _check_unchanged(loss, graph.loss.item())
-    _check_nodes(graph)
-    product = graph.second_derivative(parameters, list(found.vectors.values()))
+    kept = GradientGraph(problem, batch, parameters, derivatives)
+    _check_unchanged(loss, kept.loss.item())
+    _check_nodes(kept)
+    product = kept.second_derivative(parameters, list(found.vectors.values()))
     for p, h in zip(parameters, product, strict=True):
         if not bool(torch.isfinite(h).all()):
             raise ProblemError(not_finite(problem.name_of(p)))
-    return graph, dict(zip(parameters, product, strict=True))
+    return kept, dict(zip(parameters, product, strict=True))
 
 
 def _check_unchanged(first: float, second: float) -> None:

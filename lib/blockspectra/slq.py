@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from blockspectra.blocks import Block, whole
 from blockspectra.checkpoints import Checkpoints
-from blockspectra.checks import checked
+from blockspectra.checks import check_parameters, checked
 from blockspectra.distributed import Ranks
 from blockspectra.hessian import SCRATCH, BlockHessians, parameters_of
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
@@ -55,8 +55,8 @@ def block_spectra(
 ) -> Spectra:
     """Spectra of the diagonal Hessian blocks.
 
-    The cost is some ten gradients for the checks, one a batch, then ``len(blocks) × probes ×
-    steps`` products a batch; a block's costs about half a gradient on average, the full one about
+    The cost is some nine gradients a batch for the checks, one for its graph, and ``len(blocks) ×
+    probes × steps`` products; a block's costs about half a gradient on average, the full one about
     two. A block's result depends on
     (seed, its name, the probe's number) alone: not on the other blocks, their order, or how many
     probes there are, and on a CPU not on having been killed and made again.
@@ -116,6 +116,7 @@ def block_spectra(
         raise ValueError(f"Give at least one block, and each once; got {names[:10]}.")
     if steps < 1 or probes < 1:
         raise ValueError(f"steps and probes must be at least 1, not {steps} and {probes}.")
+    check_parameters(problem, parameters_of(blocks))
     device, dtype = blocks[0].parameters[0].device, blocks[0].parameters[0].dtype
     basis = basis_name(basis, dtype)
     if tolerance is not None and (not tolerance > 0 or basis == "none" or probes < 2):

@@ -5,16 +5,17 @@ made again by itself, on the inputs it had, and the innermost one that fails is 
 put right for the time of a measurement is put right; what no number would betray is refused.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from blockspectra.checks import checked
+from blockspectra.checks import check_parameters, checked
+from blockspectra.differences import copied
 from blockspectra.problem import OutOfMemory, Problem, ProblemError, explained
 
 
@@ -51,31 +52,9 @@ def refuse(problem: Problem) -> None:
     Raises
     ------
     ProblemError
-        Parameters in half precision, complex, made in inference mode or without values;
-        ``max_norm`` of an embedding;
-        autocast; all that `checked` refuses, with the module where one is to blame.
+        Autocast; all that `checked` refuses, with the module where one is to blame.
     """
-    for name, parameter in problem.model.named_parameters():
-        if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
-            raise ProblemError(f"Parameter {name!r} has no values yet: run the model once first.")
-        if parameter.is_inference():
-            raise ProblemError(
-                f"Parameter {name!r} was made in inference mode, where nothing can be "
-                f"differentiated: build the model outside of torch.inference_mode()."
-            )
-        if parameter.dtype not in (torch.float32, torch.float64):
-            kind = str(parameter.dtype).removeprefix("torch.")
-            raise ProblemError(
-                f"Parameter {name!r} is {kind}, and second derivatives need real numbers in "
-                f"float32 or float64: call model.float(), and give the batches so too."
-            )
-    for name, module in problem.model.named_modules():
-        kind = isinstance(module, nn.Embedding | nn.EmbeddingBag)
-        if kind and module.max_norm is not None:
-            raise ProblemError(
-                f"Embedding {name!r} changes its weights whenever it is called (max_norm): set its "
-                f"max_norm to None."
-            )
+    check_parameters(problem, [p for p in problem.model.parameters() if p.requires_grad])
     for call in reversed(_calls(problem)):  # outer before inner
         if call.autocast:
             raise ProblemError(
@@ -138,8 +117,10 @@ def _calls(problem: Problem, copies: bool = False) -> list[Call]:
 
         return hook
 
-    with problem.curvature_mode(), ExitStack() as stack:
+    with problem.curvature_mode(), copied(problem), ExitStack() as stack:
         for name, module in problem.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
             handle = module.register_forward_hook(note(name), with_kwargs=True)
             stack.callback(handle.remove)
         problem.value(problem.batches[0])
@@ -177,7 +158,8 @@ def _fails(call: Call) -> bool:
     if not isinstance(value, Tensor) or not value.requires_grad or not torch.isfinite(value):
         return False
     try:
-        _check(Problem(again, lambda model, _: model(), [torch.zeros(1)]))
+        with warnings.catch_warnings(action="ignore"):  # of parameters that it does not use
+            _check(Problem(again, lambda model, _: model(), [torch.zeros(1)]))
     except (RuntimeError, NotImplementedError, ProblemError):
         return True
     return False
