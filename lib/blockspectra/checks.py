@@ -70,11 +70,12 @@ def checked(
         kept = None  # before another graph is made
         with _told_of(problem, number):
             loss, reached = _evaluated(problem, batch)
-            losses.append(loss)
-            if not number:
-                rounding = _rounding(problem, loss)
-            elif rounding is not None:
-                _check_weights(problem, losses, rounding)
+        losses.append(loss)
+        if not number:
+            rounding = _rounding(problem, loss)
+        elif rounding is not None:
+            _check_weights(problem, losses, rounding)
+        with _told_of(problem, number):
             kept, found = _settled(problem, batch, parameters, loss, derivatives)
             _check_cache(problem, batch, reached, kept)
         if number and found.startswith(f"{PLAIN}:") and found != derivatives:

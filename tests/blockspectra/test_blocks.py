@@ -125,6 +125,67 @@ def test_a_fused_name_on_a_matrix_of_another_shape_stays_whole():
     assert names(model) == ["qkv", "c_attn"]
 
 
+class Attention(nn.Module):
+    """A fused weight under a usual name, by default in an order that nobody knows."""
+
+    def __init__(self, name="qkv", fused=None):
+        super().__init__()
+        self.add_module(name, nn.Conv1d(4, 12, 1) if name == "qkv" else nn.Linear(4, 12))
+        if fused is not None:
+            self.fused = fused
+
+
+@pytest.mark.parametrize("name", ["qkv", "qkv_proj", "to_qkv", "query_key_value", "in_proj"])
+def test_what_is_fused_in_an_unknown_order_stays_whole_and_is_told(name):
+    with pytest.warns(UserWarning, match=f"^Left whole .* not known: {name} .*'\\*.qkv': 'q k v'"):
+        assert names(Attention(name)) == [name]
+    assert names(Attention(name), fused={"*": ""}) == [name]  # without a warning
+    assert names(Attention(name), by="layer") == [name]
+
+
+def test_how_a_weight_is_fused_can_be_given_or_told_by_its_module():
+    starts = [
+        [(b.name, index(b)[0].start) for b in partition(model, **settings)]
+        for model, settings in (
+            (Attention(), {"fused": {"qkv": "k v q"}}),
+            (Attention(fused={"qkv": "k v q"}), {}),
+        )
+    ]
+    assert starts[0] == starts[1] == [("qkv.k", 0), ("qkv.v", 4), ("qkv.q", 8)]
+    assert names(Attention(fused={"qkv": "k v"}), fused={"qkv": ""}) == ["qkv"]
+    assert names(Attention(fused=True), fused={"qkv": "gate up"}) == ["qkv.gate", "qkv.up"]
+
+
+@pytest.mark.parametrize("parts", ["q k v x y", "q q k"])
+def test_parts_that_a_weight_cannot_have_are_refused(parts):
+    with pytest.raises(ValueError, match=r"^'qkv' has 12 rows, which .*: correct `fused`\.$"):
+        partition(Attention(), fused={"qkv": parts})
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "name"),
+    [
+        ("CodeGen", {"n_embd": 16, "n_layer": 1, "n_head": 4, "rotary_dim": 4}, "qkv_proj"),
+        ("GPTNeoX", {"num_attention_heads": 2, "intermediate_size": 8}, "query_key_value"),
+        (
+            "Lfm2",
+            {"num_attention_heads": 2, "num_key_value_heads": 2, "layer_types": ["conv"]},
+            "in_proj",
+        ),
+        ("Deberta", {"num_attention_heads": 2, "intermediate_size": 8}, "in_proj"),
+    ],
+)
+def test_models_that_fuse_otherwise_are_not_cut_into_thirds(model, sizes, name):
+    import transformers
+
+    kind = getattr(transformers, f"{model}Model")
+    if "n_embd" not in sizes:
+        sizes = sizes | {"hidden_size": 8, "num_hidden_layers": 1}
+    model = kind(kind.config_class(vocab_size=7, **sizes))
+    with pytest.warns(UserWarning, match=f"^Left whole because .*{name} "):
+        assert any(found.endswith(name) for found in names(model))
+
+
 HEADS = "{q}.head0 {q}.head1 {k}.head0 {k}.head1 {v}"
 
 
