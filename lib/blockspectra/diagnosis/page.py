@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,13 @@ class Diagnosis:
         return save(self, Path(folder))
 
     def __str__(self) -> str:
-        return as_text(self)
+        text, encoding = as_text(self), getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:  # print would raise in a terminal that lacks letters
+            text = text.replace("λ", "lambda").replace("⁰", "0")
+            text = text.encode(encoding, "replace").decode(encoding)
+        return text
 
     __repr__ = __str__
 
