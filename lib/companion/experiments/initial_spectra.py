@@ -3,10 +3,13 @@
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import numpy as np
+import pandas as pd
 from torch import nn
 
 from blockspectra.blocks import Block, partition
 from blockspectra.cost import Cost, estimate
+from blockspectra.distance import rms
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import Estimate, combine
@@ -108,6 +111,38 @@ def jobs(
         for seed in range(seeds)
         for name in setups.names(model)
     ]
+
+
+def deeper(size: str) -> list[InitialSpectra]:
+    """Declare what more samples, steps and probes are tried on: ResNet18 at its own size."""
+    if size != "paper":
+        return []
+    settings = {"steps": 30, "probes": 3, "blocks": "chosen"}
+    return [InitialSpectra("resnet", size, samples=8, batches=4, **settings)]
+
+
+def scales(measured: Sequence[Spectra]) -> pd.DataFrame:
+    """Scale of every block of some models.
+
+    Returns
+    -------
+    DataFrame
+        model, number (position of the block), block, largest, rms, trace (|tr H|/size).
+    """
+    parts = [
+        pd.DataFrame(
+            {
+                "model": one.meta["title"],
+                "number": range(len(one.names)),
+                "block": one.names,
+                "largest": one.largest,
+                "rms": rms(one),
+                "trace": np.abs(np.nanmean(one.moment(1), 1)),
+            }
+        )
+        for one in measured
+    ]
+    return pd.concat(parts, ignore_index=True)
 
 
 def sweep_of_samples(
