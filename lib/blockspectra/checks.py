@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -38,9 +39,10 @@ def checked(
     For each batch, a product through all parameters, by cheap second derivatives, is compared in
     each of them with differences of plain gradients. Where the cheap ones raise or differ, or
     differences cannot tell, it is made by plain ones too, and these are taken unless both agree.
-    The loss of the first batch repeated, and those of any two that follow each other, show whether
-    it is a mean over what batches are weighted by. All takes about eight gradients a batch,
-    thirteen where differences are uncertain; call it inside `Problem.curvature_mode`.
+    The loss of the first batch repeated, and of any two that follow each other in one, shows
+    whether it is a mean over what batches are weighted by. All takes about eleven gradients a
+    batch, half as many again where differences are uncertain; call it inside
+    `Problem.curvature_mode`.
 
     Parameters
     ----------
@@ -65,17 +67,12 @@ def checked(
     """
     check_parameters(problem, parameters)
     problem.check_modes()
-    losses, rounding, unused = [], None, dict.fromkeys(parameters)
+    losses, unused = [], dict.fromkeys(parameters)
     for number, batch in enumerate(problem.batches):
         kept = None  # before another graph is made
         with _told_of(problem, number):
             loss, reached = _evaluated(problem, batch)
-        losses.append(loss)
-        if not number:
-            rounding = _rounding(problem, loss)
-        elif rounding is not None:
-            _check_weights(problem, losses, rounding)
-        with _told_of(problem, number):
+            losses.append(loss)
             kept, found = _settled(problem, batch, parameters, loss, derivatives)
             _check_cache(problem, batch, reached, kept)
         if number and found.startswith(f"{PLAIN}:") and found != derivatives:
@@ -84,6 +81,7 @@ def checked(
         derivatives = derivatives if number else found
         for p in reached:
             unused.pop(p, None)
+    _check_mean(problem, losses)
     if unused:
         warnings.warn(
             f"The loss does not depend on {', '.join(map(problem.name_of, list(unused)[:3]))} "
@@ -174,6 +172,14 @@ def _evaluated(problem: Problem, batch: Any) -> tuple[float, set[nn.Parameter]]:
             )
     if not value.requires_grad:
         raise ProblemError("The loss does not depend on any trainable parameter of the model.")
+    for node in graph([value]):
+        for output in getattr(node, "_input_metadata", ()):  # of its derivative, that is
+            if (dtype := getattr(output, "dtype", None)) in (torch.bfloat16, torch.float16):
+                kind = str(dtype).removeprefix("torch.")
+                raise ProblemError(
+                    f"The loss is computed in {kind} in part ({node.name()}), too coarse for second "
+                    f"derivatives: leave out autocast, and call model.float()."
+                )
     return value.item(), _leaves(value)
 
 
@@ -198,42 +204,38 @@ def _check_cache(problem: Problem, batch: Any, reached: set, kept: GradientGraph
         raise ProblemError(CACHE.format(problem.name_of(next(iter(lost)))))
 
 
-def _rounding(problem: Problem, loss: float) -> float | None:
-    """Error of a mean, from the first batch repeated; refuses sums. None where it cannot tell."""
+def _check_mean(problem: Problem, losses: Sequence[float]) -> None:
+    """Refuse sums, and means over something else than batches are weighted by."""
     twice = _joint_loss(problem, 0, 0)
-    if twice is None or not loss:
-        return None
-    ratio = twice / loss
+    if twice is None or not losses[0]:
+        return
+    ratio = twice / losses[0]
     if abs(ratio - 2) < ALIKE:
         raise ProblemError(
             "The loss of a batch repeated is twice its own, so it is a sum: take the mean, or "
             "pass batch_statistics=True to study it on purpose."
         )
-    if abs(ratio - 1) < ALIKE:
-        return abs(twice - loss)
-    if len(problem.batches) > 1:
-        warnings.warn(
-            f"The loss of a batch repeated is {ratio:.3g} times its own, so it is no mean: the "
-            f"Hessian of the mean over batches depends on which samples share one.",
-            stacklevel=2,
-        )
-    return None
-
-
-def _check_weights(problem: Problem, losses: Sequence[float], rounding: float) -> None:
-    """Compare the loss of the last two batches in one with the weighted mean of theirs."""
-    b = len(losses) - 1
-    a, own, weights = b - 1, losses[-2:], problem.weights[b - 1 : b + 1]
-    mean = sum(w * x for w, x in zip(weights, own, strict=True)) / sum(weights)
-    together = _joint_loss(problem, a, b)
+    if abs(ratio - 1) > ALIKE:
+        if len(losses) > 1:
+            warnings.warn(
+                f"The loss of a batch repeated is {ratio:.3g} times its own, so it is no mean: the "
+                f"Hessian of the mean over batches depends on which samples share one.",
+                stacklevel=3,
+            )
+        return
     share, times = ROUNDING
-    bound = times * rounding + share * max(map(abs, own))
-    if together is not None and abs(together - mean) > bound:
-        raise ProblemError(
-            f"The losses of batches {a + 1} and {b + 1} are {own[0]:.4g} and {own[1]:.4g}, and of "
-            f"both in one {together:.4g}, not their mean {mean:.4g}: give Problem a weight=, the "
-            f"number of what a batch's loss is a mean over, such as labels that count."
-        )
+    for a, b in pairwise(range(len(losses))):
+        left, right = problem.weights[a], problem.weights[b]
+        mean = (left * losses[a] + right * losses[b]) / (left + right)
+        together = _joint_loss(problem, a, b)
+        bound = times * abs(twice - losses[0]) + share * max(abs(losses[a]), abs(losses[b]))
+        if together is not None and abs(together - mean) > bound:
+            raise ProblemError(
+                f"The losses of batches {a + 1} and {b + 1} are {losses[a]:.4g} and "
+                f"{losses[b]:.4g}, and of both in one {together:.4g}, not their mean {mean:.4g}: "
+                f"give Problem a weight=, the number of what a batch's loss is a mean over, such "
+                f"as labels that count."
+            )
 
 
 def _joint_loss(problem: Problem, a: int, b: int) -> float | None:

@@ -32,7 +32,8 @@ class Problem:
     loss : callable, (model, batch) → scalar Tensor
         A mean over the batch. Batches are weighted by how much it is a mean over, so the total is
         the mean over all data and repeating the batches changes nothing. (The code released with
-        the paper sums over micro-batches, which stretches the eigenvalue axis by their number.)
+        the paper sums over micro-batches, which stretches the eigenvalue axis by their number.) For
+        the Gauss–Newton matrix a pair: outputs(model, batch) → Tensor, loss(outputs, batch) → scalar.
     batches : iterable
         Tensors, tuples or dicts of tensors; the first dimension of the first tensor is the batch's
         size. Kept as a list; those of a loader are copied, for it may write each into the same
@@ -58,7 +59,7 @@ class Problem:
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable[[nn.Module, Any], Tensor],
+        loss: Callable[[nn.Module, Any], Tensor] | tuple[Callable, Callable],
         batches: Iterable[Any],
         *,
         batch_statistics: bool = False,
@@ -67,7 +68,11 @@ class Problem:
         if isinstance(batches, Tensor | Mapping) or _is_one_batch(batches):
             raise ProblemError("This is one batch rather than a list of them: give [batch].")
         if not isinstance(batches, list | tuple):
-            batches = map(copy.deepcopy, batches)
+            batches = map(_copied, batches)
+        self.parts = loss if isinstance(loss, tuple) else None  #: outputs, and the loss of them
+        if self.parts:
+            outputs, of_outputs = self.parts
+            loss = lambda model, batch: of_outputs(outputs(model, batch), batch)  # noqa: E731
         self.model, self.loss, self.batches = model, loss, list(batches)
         self.batch_statistics = batch_statistics
         if not self.batches:
@@ -136,9 +141,11 @@ class Problem:
     def curvature_mode(self) -> Iterator[None]:
         """Make second derivatives exact inside, and put everything back on leaving.
 
-        TF32 off; attention forced to the math kernel (the fused ones have no second derivative);
+        TF32 and the caller's autocast off; attention forced to the math kernel, and recurrent
+        layers to PyTorch's own rather than cuDNN's (the others have no second derivative);
         ``padding_idx`` of embeddings off (it zeroes a row of the gradient that the loss does
-        depend on, so double backward would not be the Hessian of any function); gradients on.
+        depend on, so double backward would not be the Hessian of any function), and their sparse
+        gradients; gradients on.
         """
         try:
             precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -150,24 +157,30 @@ class Problem:
         embeddings = [
             m for m in self.model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)
         ]
-        padding = [m.padding_idx for m in embeddings]
+        settings = [(m.padding_idx, m.sparse) for m in embeddings]
+        recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
+        enabled = torch.backends.cudnn.enabled
         norms = [m for m in self.model.modules() if m.training and self.batch_statistics]
         kept = [{k: b.clone() for k, b in m.named_buffers(recurse=False)} for m in norms]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            for kind in {"cpu"} | {p.device.type for p in self.model.parameters()} - {"meta"}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
             try:
                 torch.set_float32_matmul_precision("highest")
                 torch.backends.cudnn.allow_tf32 = False
+                torch.backends.cudnn.enabled = enabled and not recurrent
                 for module in embeddings:
-                    module.padding_idx = None
+                    module.padding_idx, module.sparse = None, False
                 yield
             finally:
                 torch.set_float32_matmul_precision(precision)
                 torch.backends.cudnn.allow_tf32 = cudnn
-                for module, index in zip(embeddings, padding, strict=True):
-                    module.padding_idx = index
+                torch.backends.cudnn.enabled = enabled
+                for module, kept_settings in zip(embeddings, settings, strict=True):
+                    module.padding_idx, module.sparse = kept_settings
                 for module, buffers in zip(norms, kept, strict=True):
                     for key, buffer in buffers.items():
                         getattr(module, key).copy_(buffer)
@@ -213,6 +226,12 @@ def joined(*batches: Any) -> Any:
 
     result = tree_map(join, *plain)
     return type(batches[0])(result) if isinstance(batches[0], Mapping) else result
+
+
+def _copied(batch: Any) -> Any:
+    plain = dict(batch) if isinstance(batch, Mapping) else batch
+    own = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else copy.copy(x), plain)
+    return type(batch)(own) if isinstance(batch, Mapping) else own
 
 
 def _is_one_batch(batches: Any) -> bool:

@@ -1,13 +1,12 @@
 """What stands in the way of a Hessian, told in one sentence with the module that it is in.
 
 `checked` says *that* a loss cannot be differentiated twice. Here every call of a module is
-made again by itself, on the inputs it had, and the innermost one that fails is named. What can be
-put right for the time of a measurement is put right; what no number would betray is refused.
+made again by itself, on the inputs it had, and the innermost one that fails is named.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
@@ -17,31 +16,6 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from blockspectra.checks import check_parameters, checked
 from blockspectra.differences import copied
 from blockspectra.problem import OutOfMemory, Problem, ProblemError, explained
-
-
-@contextmanager
-def made_ready(model: nn.Module) -> Iterator[None]:
-    """Put right inside what has no second derivative as it is, and put it back on leaving.
-
-    Sparse gradients of embeddings off; cuDNN off where there are recurrent layers (PyTorch's own
-    kernels for them can be differentiated twice); autocast that the caller has turned on, off.
-    """
-    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
-    sparse = [m.sparse for m in embeddings]
-    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
-    cudnn = torch.backends.cudnn.enabled
-    with ExitStack() as stack:
-        for kind in {"cpu", _device(model).type}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        try:
-            torch.backends.cudnn.enabled = cudnn and not recurrent
-            for module in embeddings:
-                module.sparse = False
-            yield
-        finally:
-            torch.backends.cudnn.enabled = cudnn
-            for module, value in zip(embeddings, sparse, strict=True):
-                module.sparse = value
 
 
 def refuse(problem: Problem) -> None:
