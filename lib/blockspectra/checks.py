@@ -177,8 +177,8 @@ def _evaluated(problem: Problem, batch: Any) -> tuple[float, set[nn.Parameter]]:
             if (dtype := getattr(output, "dtype", None)) in (torch.bfloat16, torch.float16):
                 kind = str(dtype).removeprefix("torch.")
                 raise ProblemError(
-                    f"The loss is computed in {kind} in part ({node.name()}), too coarse for second "
-                    f"derivatives: leave out autocast, and call model.float()."
+                    f"The loss is computed in {kind} in part ({node.name()}), too coarse for "
+                    f"second derivatives: leave out autocast, and call model.float()."
                 )
     return value.item(), _leaves(value)
 

@@ -33,7 +33,8 @@ class Problem:
         A mean over the batch. Batches are weighted by how much it is a mean over, so the total is
         the mean over all data and repeating the batches changes nothing. (The code released with
         the paper sums over micro-batches, which stretches the eigenvalue axis by their number.) For
-        the Gauss–Newton matrix a pair: outputs(model, batch) → Tensor, loss(outputs, batch) → scalar.
+        the Gauss–Newton matrix a pair: outputs(model, batch) → Tensor, loss(outputs, batch) →
+        scalar.
     batches : iterable
         Tensors, tuples or dicts of tensors; the first dimension of the first tensor is the batch's
         size. Kept as a list; those of a loader are copied, for it may write each into the same
@@ -143,9 +144,9 @@ class Problem:
 
         TF32 and the caller's autocast off; attention forced to the math kernel, and recurrent
         layers to PyTorch's own rather than cuDNN's (the others have no second derivative);
-        ``padding_idx`` of embeddings off (it zeroes a row of the gradient that the loss does
-        depend on, so double backward would not be the Hessian of any function), and their sparse
-        gradients; gradients on.
+        settings off by which embeddings change their gradient (a row that ``padding_idx`` zeroes is
+        one that the loss does depend on, so double backward would not be the Hessian of any
+        function), or make it sparse; gradients on.
         """
         try:
             precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -157,7 +158,8 @@ class Problem:
         embeddings = [
             m for m in self.model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)
         ]
-        settings = [(m.padding_idx, m.sparse) for m in embeddings]
+        plain = {"padding_idx": None, "scale_grad_by_freq": False, "sparse": False}
+        settings = [{key: getattr(m, key) for key in plain} for m in embeddings]
         recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
         enabled = torch.backends.cudnn.enabled
         norms = [m for m in self.model.modules() if m.training and self.batch_statistics]
@@ -173,14 +175,14 @@ class Problem:
                 torch.backends.cudnn.allow_tf32 = False
                 torch.backends.cudnn.enabled = enabled and not recurrent
                 for module in embeddings:
-                    module.padding_idx, module.sparse = None, False
+                    vars(module).update(plain)
                 yield
             finally:
                 torch.set_float32_matmul_precision(precision)
                 torch.backends.cudnn.allow_tf32 = cudnn
                 torch.backends.cudnn.enabled = enabled
-                for module, kept_settings in zip(embeddings, settings, strict=True):
-                    module.padding_idx, module.sparse = kept_settings
+                for module, own in zip(embeddings, settings, strict=True):
+                    vars(module).update(own)
                 for module, buffers in zip(norms, kept, strict=True):
                     for key, buffer in buffers.items():
                         getattr(module, key).copy_(buffer)

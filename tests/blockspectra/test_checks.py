@@ -404,6 +404,18 @@ def test_buffers_that_change_are_put_back_where_batch_statistics_are_meant():
         assert model[2].mean.abs().sum() == 0
 
 
+@pytest.mark.parametrize("setting", ["sparse", "scale_grad_by_freq"])
+def test_settings_of_embeddings_that_change_gradients_are_lifted_and_put_back(setting):
+    found = []
+    for on in (False, True):
+        torch.manual_seed(0)
+        words = nn.Embedding(3, 4, **{setting: on})
+        model = nn.Sequential(words, nn.Tanh(), nn.Linear(4, 3)).double()
+        found.append(spectra(classes(model, [(Y, Y)])).largest)
+        assert getattr(words, setting) == on
+    assert found[1] == pytest.approx(found[0])
+
+
 def test_a_cache_that_grows_is_no_obstacle():
     assert (spectra(classes(stack(Growing()))).largest > 0).all()
 
