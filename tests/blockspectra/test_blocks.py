@@ -3,6 +3,7 @@
 The spectrum of the wrong entries is as smooth and plausible as that of the right ones.
 """
 
+import copy
 import warnings
 
 import pytest
@@ -176,14 +177,72 @@ def test_parts_that_a_weight_cannot_have_are_refused(parts):
     ],
 )
 def test_models_that_fuse_otherwise_are_not_cut_into_thirds(model, sizes, name):
-    import transformers
-
-    kind = getattr(transformers, f"{model}Model")
     if "n_embd" not in sizes:
         sizes = sizes | {"hidden_size": 8, "num_hidden_layers": 1}
-    model = kind(kind.config_class(vocab_size=7, **sizes))
+    model = of_transformers(f"{model}Model", **sizes)
     with pytest.warns(UserWarning, match=f"^Left whole because .*{name} "):
         assert any(found.endswith(name) for found in names(model))
+
+
+def of_transformers(name, **sizes):
+    import transformers
+
+    kind = getattr(transformers, name)
+    return kind(kind.config_class(vocab_size=7, **sizes)).eval()
+
+
+OLD = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 6}
+IDS = torch.tensor([[1, 2, 3, 4, 5]])
+FUSING = {  # model, what it is called with, and the path of its attention
+    "PyTorch": (lambda: nn.MultiheadAttention(8, 2), (torch.randn(5, 1, 8),) * 3, ""),
+    "GPT2": (lambda: of_transformers("GPT2Model", **OLD), (IDS,), "h.0.attn"),
+    "ImageGPT": (lambda: of_transformers("ImageGPTModel", **OLD), (IDS,), "h.0.attn"),
+    "MPT": (
+        lambda: of_transformers("MptModel", d_model=8, n_layers=1, n_heads=2, max_seq_len=6),
+        (IDS,),
+        "blocks.0.attn",
+    ),
+    "ModernBERT": (
+        lambda: of_transformers(
+            "ModernBertModel", hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=8, pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1,
+            eos_token_id=2,
+        ),
+        (IDS,),
+        "layers.0.attn",
+    ),
+    "nanoGPT": (lambda: GPT, (IDS % 3,), "h.0.attn"),
+    "our ViT": (lambda: tiny("vit"), (torch.randn(1, 3, 8, 8),), "blocks.0.attn"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "inputs", "path"), FUSING.values(), ids=FUSING)
+def test_the_order_that_is_known_of_fused_attention_is_that_of_its_code(make, inputs, path):
+    model, found = copy.deepcopy(make()), []
+    attention = model.get_submodule(path)
+    attention.register_forward_hook(
+        lambda module, given, output: found.append(output if torch.is_tensor(output) else output[0])
+    )
+    parts = {}
+    for block in partition(attention):
+        role = block.name.rpartition(".")[2]
+        if role in ("q", "k", "v"):
+            parts[role] = block.pieces[0].parameter.data[block.pieces[0].index]
+    for name, parameter in attention.named_parameters():
+        parameter.data.mul_(0 if "bias" in name else 0.5 / parameter.data.std())
+    with torch.no_grad():
+        model(*inputs)
+        parts["v"] *= 2  # what attention returns is linear in V
+        model(*inputs)
+        parts["q"] *= 2
+        parts["k"] /= 2  # and depends on products of Q and K alone
+        model(*inputs)
+        parts["k"] *= 2
+        model(*inputs)
+    plain, doubled, same, other = found
+    torch.testing.assert_close(doubled, 2 * plain)
+    torch.testing.assert_close(same, doubled)
+    assert not torch.allclose(other, same, rtol=1e-3)
 
 
 HEADS = "{q}.head0 {q}.head1 {k}.head0 {k}.head1 {v}"
