@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
-from blockspectra.checks import check_parameters, checked
+from blockspectra.checks import checked
 from blockspectra.differences import copied
+from blockspectra.evaluation import check_parameters
 from blockspectra.problem import OutOfMemory, Problem, ProblemError, explained
 
 
