@@ -137,7 +137,7 @@ def variants(preset: str) -> list[InitialSpectra]:
         jobs.append(InitialSpectra(model, **quick, literal_init=True))
         jobs.append(InitialSpectra(model, **quick, statistics="batch"))
     for model in ("vgg", "resnet", "vit", "gpt"):  # thousands of blocks: one probe, no λ_max
-        jobs.append(InitialSpectra(model, steps=1, probes=1, by="neuron"))
+        jobs.append(InitialSpectra(model, steps=2, probes=1, by="neuron"))
     many = [(model, seed) for seed in range(5) for model in setups.REDUCED]
     return jobs + [InitialSpectra(model, samples=64, seed=seed, **quick) for model, seed in many]
 
