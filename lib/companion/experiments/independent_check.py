@@ -63,7 +63,7 @@ class IndependentCheck(Job):
 
 
 def differences(problem: Problem, block: Block, vector: Tensor) -> Tensor:
-    """A block of the Hessian times a vector by central differences of plain gradients, (size,)."""
+    """Take central differences of plain gradients: block times vector, (size,)."""
     kept = [p.detach().clone() for p in block.parameters]
     directions = block.expand(vector)
     step = STEP * float(block.flatten(kept).norm() or 1)
@@ -86,6 +86,7 @@ def differences(problem: Problem, block: Block, vector: Tensor) -> Tensor:
 
 @wraps(initial_spectra.jobs)  # it is called with the same parameters of a chapter
 def jobs(*args, **settings) -> list[IndependentCheck]:
+    """Declare a check of each of the spectra at the paper's sizes."""
     spectra = initial_spectra.jobs(*args, **settings)
     return [IndependentCheck(one) for one in spectra if one.size == "paper"]
 
