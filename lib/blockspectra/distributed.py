@@ -105,17 +105,8 @@ class Ranks:
     def sum(self, products: list[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Sum products over the ranks with other batches, in place; all get the same bits.
 
-        Parameters
-        ----------
-        products : list of Tensor
-            Each this rank's part of a sum.
-        vectors : sequence of Tensor
-            What was multiplied: by their sizes and first numbers ranks know that they do the same.
-
-        Raises
-        ------
-        ValueError
-            On every rank alike, if they are not at the same products.
+        By the sizes and first numbers of the ``vectors`` multiplied, ranks know that they are at
+        the same products; if not, all raise a ValueError.
         """
         if self.parts == 1:
             return products

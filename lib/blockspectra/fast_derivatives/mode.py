@@ -1,4 +1,4 @@
-"""The context in which functions of PyTorch are replaced by those of `rows` and `matrices`."""
+"""The context in which functions of PyTorch are replaced by those of `rows` and `attention`."""
 
 import math
 from collections.abc import Iterable
@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from blockspectra.fast_derivatives.matrices import Attention, Matmul
-from blockspectra.fast_derivatives.rows import CrossEntropy, Gelu, LayerNorm, Softmax
+from blockspectra.fast_derivatives.attention import Attention
+from blockspectra.fast_derivatives.rows import CrossEntropy, Gelu, LayerNorm
 
 
 class FastDerivatives(TorchFunctionMode):
@@ -63,20 +63,6 @@ def _gelu_arguments(input, approximate="none"):
     return (input,) if approximate == "none" else None
 
 
-def _matmul_arguments(input, other):
-    """Products of many matrices at once, as in attention; those of vectors and one are cheap."""
-    many = input.ndim == other.ndim >= 3 and input.shape[:-2] == other.shape[:-2]
-    return (input, other) if many and input.dtype == other.dtype and other.requires_grad else None
-
-
-def _softmax_arguments(input, dim, dtype=None):
-    return (input, dim) if type(dim) is int and dtype is None else None
-
-
-def _functional_softmax_arguments(input, dim=None, _stacklevel=3, dtype=None):
-    return _softmax_arguments(input, dim, dtype)
-
-
 def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     return input, tuple(normalized_shape), weight, bias, eps
 
@@ -111,11 +97,5 @@ OURS = {
     F.scaled_dot_product_attention: (Attention, _attention_arguments),
     F.cross_entropy: (CrossEntropy, _cross_entropy_arguments),
     F.gelu: (Gelu, _gelu_arguments),
-    torch.matmul: (Matmul, _matmul_arguments),
-    Tensor.matmul: (Matmul, _matmul_arguments),
-    Tensor.__matmul__: (Matmul, _matmul_arguments),
-    F.softmax: (Softmax, _functional_softmax_arguments),
-    torch.softmax: (Softmax, _softmax_arguments),
-    Tensor.softmax: (Softmax, _softmax_arguments),
     F.layer_norm: (LayerNorm, _layer_norm_arguments),
 }

@@ -1,7 +1,7 @@
-r"""Attention and batched matrix products whose second derivatives cost little.
+r"""Attention whose second derivatives cost little.
 
-With the scores :math:`S = s\,qk^\top + M` of attention, its weights :math:`P = \mathrm{softmax}(S)`
-and its value :math:`Pv`, the gradient along :math:`g` is
+With scores :math:`S = s\,qk^\top + M`, weights :math:`P = \mathrm{softmax}(S)` and the value
+:math:`Pv`, the gradient along :math:`g` is
 
 .. math:: \big(s\,Gk,\; s\,G^\top q,\; P^\top g\big), \qquad G = P ∘ C,
     \qquad C = gv^\top - (P ∘ gv^\top)11^\top.
@@ -13,11 +13,8 @@ With the derivative :math:`u` of the value, those in :math:`q, k, v` are
 .. math:: s(Xk + Gb), \quad s(X^\top q + G^\top a), \quad P^\top u + \dot P^\top g, \qquad
     X = Y - P ∘ Y11^\top, \quad Y = P ∘ (uv^\top + gc^\top) + \dot P ∘ C.
 
-As one function, attention has none of the copies, scalings and sums between those of its parts.
-
-Products of many matrices at once, :math:`ab`, are for attention that is written out: copies of
-views that are not contiguous are made once, and both parts of the derivative in :math:`g` are
-summed as they arise. How both visits of a function meet is told in `rows`.
+As one function, attention has none of the copies, scalings and sums between those of its parts. How
+both visits of a function meet is told in `rows`.
 """
 
 import torch
@@ -92,51 +89,6 @@ class AttentionGradient(Function):
         p_dot = _sum((a, ks.mT), (qs, _mT(b)))
         p_dot = None if p_dot is None else softmax_backward(p_dot, p, -1, p.dtype)
         return _sum((p_dot, v), (p, c)), a, b, c, p_dot, *(None,) * 5
-
-
-class Matmul(Function):
-    """Products of many matrices at once."""
-
-    @staticmethod
-    def forward(ctx, a, b):
-        ctx.set_materialize_grads(False)
-        ctx.shapes = a.shape, b.shape
-        flat = [_flat(x) for x in (a, b)]
-        tokens = [token_of(x) for x in flat]
-        ctx.save_for_backward(*flat, *tokens)
-        return a @ b, *tokens
-
-    @staticmethod
-    def backward(ctx, g, va, vb):
-        a, b, *tokens = ctx.saved_tensors
-        g = _flat(g)
-        if g is None and va is None and vb is None:
-            return None, None
-        if torch.is_grad_enabled():
-            first_visit(ctx)
-            ctx._saved_once = [g.detach()]
-            found = MatmulGradient.apply(g, *tokens, a.detach(), b.detach())
-        else:  # in a product
-            (first,) = ctx._saved_once
-            found = _sum((g, _mT(b)), (first, _mT(vb))), _sum((_mT(a), g), (_mT(va), first))
-        pairs = zip(found, ctx.shapes, strict=True)
-        return tuple(None if x is None else x.view(shape) for x, shape in pairs)
-
-
-class MatmulGradient(Function):
-    """Its two gradients."""
-
-    @staticmethod
-    def forward(ctx, g, token_a, token_b, a, b):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(a, b)
-        return g @ b.mT, a.mT @ g
-
-    @staticmethod
-    def backward(ctx, va, vb):
-        last_visit()
-        a, b = ctx.saved_tensors
-        return _sum((va, b), (a, vb)), va, vb, None, None
 
 
 def _flat(x):
