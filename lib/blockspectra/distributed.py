@@ -21,13 +21,9 @@ PATIENCE = timedelta(days=30)  # a rank with smaller blocks or batches waits for
 class Ranks:
     """The processes among which batches or blocks are split; to be used in a ``with`` statement.
 
-    Parameters
-    ----------
-    split : {"batches", "blocks"} or None
-        ``batches``: each rank has every world-size-th batch, products are summed over ranks.
-        ``blocks``: each rank computes other runs over all batches. None: this process alone.
-    device : torch.device
-        Where the model is.
+    With the ``split`` "batches", each rank has every world-size-th batch, and products are summed
+    over ranks; with "blocks", each rank computes other runs over all batches; None is this process
+    alone. ``device`` is where the model is.
 
     Attributes
     ----------
@@ -37,11 +33,6 @@ class Ranks:
         Into how many the batches are split: ``size`` or 1.
     neighbours : int
         Ranks, this one too, that share the memory of this machine or GPU.
-
-    Raises
-    ------
-    ValueError
-        On another split, or where no process group was made.
     """
 
     def __init__(self, split: str | None = None, device: torch.device | None = None):

@@ -22,28 +22,17 @@ class Spectra:
     """Spectra of several blocks, as Lanczos coefficients; all arrays are float64 on the CPU.
 
     Blocks may have different numbers of probes: those that a block lacks have ``taken == 0``.
-
-    Attributes
-    ----------
-    names, sizes : list of str, list of int
-        The blocks and their numbers of parameters.
-    alpha, beta : ndarray, (block, probe, step)
-        Diagonal and off-diagonal; ``beta[…, j]`` links step j to j+1, zero from a breakdown on.
-    taken : ndarray of int, (block, probe)
-        Steps that count: fewer where the Krylov space was exhausted, 0 for a missing probe.
-    orthogonality : ndarray, (block, probe)
-        Largest entry of ``|Q Qᵀ − I|`` of each Lanczos basis.
-    meta : dict
-        Anything that JSON can hold: seed, model, data.
     """
 
-    names: list[str]
-    sizes: list[int]
-    alpha: np.ndarray
+    names: list[str]  #: of the blocks
+    sizes: list[int]  #: their numbers of parameters
+    alpha: np.ndarray  #: (block, probe, step) diagonal
+    #: (block, probe, step) off-diagonal: ``beta[…, j]`` links step j to j+1, 0 from a breakdown on
     beta: np.ndarray
+    #: (block, probe) int, steps that count: fewer where the Krylov space was exhausted
     taken: np.ndarray
-    orthogonality: np.ndarray
-    meta: dict = field(default_factory=dict)
+    orthogonality: np.ndarray  #: (block, probe) largest entry of ``|Q Qᵀ − I|`` of a Lanczos basis
+    meta: dict = field(default_factory=dict)  #: anything that JSON can hold: seed, model, data
 
     @property
     def probes(self) -> int:

@@ -140,24 +140,13 @@ def _spearman(pairs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One number that a claim stands on.
+    """One number that a claim stands on."""
 
-    Attributes
-    ----------
-    text : str
-        What the number is.
-    value, error : float
-        Measured, and its standard error (0 for an exact count).
-    threshold : float
-    above : bool
-        Whether the claim needs the number above the threshold, or below.
-    """
-
-    text: str
+    text: str  #: what the number is
     value: float
-    error: float
+    error: float  #: its standard error; 0 for an exact count
     threshold: float
-    above: bool = True
+    above: bool = True  #: whether the claim needs the number above the threshold, or below
 
     @property
     def holds(self) -> bool | None:

@@ -15,17 +15,9 @@ from blockspectra.fast_derivatives.rows import CrossEntropy, Gelu, LayerNorm
 class FastDerivatives(TorchFunctionMode):
     """Inside this context these functions can be differentiated cheaply again.
 
-    Not more than twice, and not by forward-mode AD or ``torch.func``: they raise then.
-
-    Parameters
-    ----------
-    wanted : iterable of torch.nn.Parameter, optional
-        Those that will be differentiated in: to these functions, others are constants. All if None.
-
-    Attributes
-    ----------
-    replaced : bool
-        Whether any function was.
+    Not more than twice, and not by forward-mode AD or ``torch.func``: they raise then. Parameters
+    that are not among those ``wanted`` (default: all) are constants to these functions.
+    ``replaced`` says whether any function was.
     """
 
     def __init__(self, wanted: Iterable[nn.Parameter] | None = None):
