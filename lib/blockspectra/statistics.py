@@ -115,8 +115,8 @@ def rank_correlation(
     return RankCorrelation(value, *map(float, (noise, drawn.std(), low, high)))
 
 
-def critical_value(models: int, level: float = 0.05) -> float:
-    """Smallest ρ that unrelated numbers reach in at most this share of all orders, one-sided.
+def critical_value(models: int) -> float:
+    """Smallest ρ that unrelated numbers reach in at most 1 of 20 orders, one-sided.
 
     For 3 to 8 models: all orders are enumerated.
     """
@@ -124,7 +124,7 @@ def critical_value(models: int, level: float = 0.05) -> float:
         raise ValueError(f"Give 3 to 8 models, not {models}: all orders are enumerated.")
     differences = np.array(list(permutations(range(models)))) - np.arange(models)
     values = (1 - 6 * (differences**2).sum(1) / (models**3 - models)).round(9)
-    possible = [v for v in np.unique(values) if (values >= v).mean() <= level]
+    possible = [v for v in np.unique(values) if (values >= v).mean() <= 0.05]
     return float(min(possible, default=np.inf))
 
 

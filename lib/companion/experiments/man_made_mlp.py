@@ -161,11 +161,10 @@ class ManMadeComparison(OnMNIST, Job):
         where the run has diverged: it counts as guessing), score (1 − accuracy, ``inf`` where
         diverged), loss (training, mean of the last tenth of the steps, nats), diverged.
         """
-        shared = {key: getattr(self, key) for key in ("layer", "side", "width", "batch", "steps")}
 
         def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
-            chosen = {"at": tuple(rates), "seeds": tuple(seeds), "device": self.device}
-            return store.get(ManMadeRuns(self.c, optimizer, **chosen, **shared))
+            chosen = {"optimizer": optimizer, "at": tuple(rates), "seeds": tuple(seeds)}
+            return store.get(declare(ManMadeRuns, vars(self), **chosen))
 
         grids = {name: self.grid(name) for name in MIDDLE}
         fresh = range(self.searched, self.searched + self.seeds)

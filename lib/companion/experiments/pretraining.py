@@ -142,8 +142,7 @@ class FineTuning(OfSubject, Job):
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs: optimizer, rate, seed, part, step, loss, score; one row a window."""
-        shared = ("subject", "pretrained", "samples", "batch", "steps", "windows", "device")
-        run = partial(FineTuningRun, **{key: getattr(self, key) for key in shared})
+        run = partial(declare, FineTuningRun, vars(self))
         return compare(store, run, self.subject.middle, self.rates, self.seeds, self.repeats)
 
 
