@@ -46,10 +46,14 @@ def made_ready(model: nn.Module) -> Iterator[None]:
 def refuse(problem: Problem) -> None:
     """Refuse what has no second derivative, or gives numbers that are not nearly the loss's.
 
-    Evaluates the first batch by itself first, so that errors of the model come out as they are. A
-    ProblemError tells of parameters in half precision, complex, made in inference mode or without
-    values; of ``max_norm`` of an embedding; of autocast; and of all that `checked` refuses, with
-    the module where one is to blame.
+    Evaluates the first batch by itself first, so that errors of the model come out as they are.
+
+    Raises
+    ------
+    ProblemError
+        Parameters in half precision, complex, made in inference mode or without values;
+        ``max_norm`` of an embedding;
+        autocast; all that `checked` refuses, with the module where one is to blame.
     """
     for name, parameter in problem.model.named_parameters():
         if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
@@ -114,7 +118,10 @@ class Call(NamedTuple):
 def find(problem: Problem) -> Call | None:
     """Find the innermost call of a module whose own second derivative fails on the first batch.
 
-    None where every module passes by itself.
+    Returns
+    -------
+    Call or None
+        None where every module passes by itself.
     """
     return next((call for call in _calls(problem, copies=True) if _fails(call)), None)
 
