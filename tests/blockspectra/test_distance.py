@@ -29,6 +29,7 @@ from blockspectra.distance import (
     zero_share,
 )
 from blockspectra.lanczos import lanczos
+from prescribed_spectra import ragged
 
 LN2 = log(2)
 
@@ -321,14 +322,6 @@ def test_shift_divergence_is_that_of_two_eigenvalues_decades_apart():
 
 
 # blocks with different numbers of probes
-
-
-def ragged(spectra, counts):
-    """The same without the last probes of each block, as they are stored: all zeros."""
-    missing = np.arange(spectra.probes) >= np.array(counts)[:, None]
-    kept = [np.where(missing[..., None], 0, x) for x in (spectra.alpha, spectra.beta)]
-    kept += [np.where(missing, 0, x) for x in (spectra.taken, spectra.orthogonality)]
-    return Spectra(spectra.names, spectra.sizes, *kept)
 
 
 UNEVEN = ragged(THREE, [6, 3, 2])

@@ -6,7 +6,6 @@ Oracle: the dense Hessian of every block of the six tiny models.
 """
 
 import json
-from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -24,6 +23,7 @@ from blockspectra.quadrature import bin_mass
 from blockspectra.slq import probe_vector
 from blockspectra.spectra import ARRAYS, concat
 from companion.setups import REDUCED, setup
+from prescribed_spectra import ragged
 
 MODELS = list(REDUCED)
 
@@ -389,15 +389,6 @@ def test_moments_and_traces_follow_from_nodes_and_weights():
 
 
 # blocks with different numbers of probes
-
-
-def ragged(spectra, counts):
-    """The same without the last probes of each block, as they are stored: all zeros."""
-    missing = np.arange(spectra.probes) >= np.array(counts)[:, None]
-    kept = {key: getattr(spectra, key).copy() for key in ARRAYS}
-    for array in kept.values():
-        array[missing] = 0
-    return replace(spectra, **kept)
 
 
 COUNTS = [3, 1, 2]

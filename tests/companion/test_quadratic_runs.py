@@ -16,15 +16,8 @@ from companion.jobs import measure
 from companion.quadratics.cases import fixed, problem
 from companion.quadratics.convergence import best_step, modes
 from companion.quadratics.problem import frozen_adam, gd
-from companion.store import Store
 
 CASE = fixed(3, 3)
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
-    return Store("smoke")
 
 
 def test_counts_are_those_of_each_draw(store):
