@@ -1,12 +1,15 @@
 """Blockwise spectra of the paper's models at initialisation (chapters 04 to 06, 08 to 10)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+import pandas as pd
 from torch import nn
 
 from blockspectra.blocks import Block, partition
 from blockspectra.cost import Cost, estimate
+from blockspectra.distance import heterogeneity, js0, rms
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import Estimate, combine
@@ -110,6 +113,38 @@ def jobs(
     ]
 
 
+def deeper(size: str) -> list[InitialSpectra]:
+    """Declare what more samples, steps and probes are tried on: ResNet18 at its own size."""
+    if size != "paper":
+        return []
+    settings = {"steps": 30, "probes": 3, "blocks": "chosen"}
+    return [InitialSpectra("resnet", size, samples=8, batches=4, **settings)]
+
+
+def scales(measured: Sequence[Spectra]) -> pd.DataFrame:
+    """Scale of every block of some models.
+
+    Returns
+    -------
+    DataFrame
+        model, number (position of the block), block, largest, rms, trace (|tr H|/size).
+    """
+    parts = [
+        pd.DataFrame(
+            {
+                "model": one.meta["title"],
+                "number": range(len(one.names)),
+                "block": one.names,
+                "largest": one.largest,
+                "rms": rms(one),
+                "trace": np.abs(np.nanmean(one.moment(1), 1)),
+            }
+        )
+        for one in measured
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
 def sweep_of_samples(
     sweep: str,
     sweep_samples: list[int],
@@ -136,3 +171,38 @@ def over_seeds(
     for one in measured:
         estimates.setdefault(one.meta["title"], []).append(statistic(one))
     return {title: combine(several) for title, several in estimates.items()}
+
+
+def by_measure(measured: Sequence[Spectra]) -> pd.DataFrame:
+    """Heterogeneity of some models under every measure, averaged over seeds.
+
+    Beside those of `heterogeneity`, the paper's kind of sum with each block's spectrum divided by
+    its largest eigenvalue, which leaves the shapes to be compared.
+
+    Returns
+    -------
+    DataFrame
+        measure, model, family, unit, value, standard_error.
+    """
+    tables = []
+    for one in measured:
+        largest = one.largest[:, None, None]
+        shapes = replace(one, alpha=one.alpha / largest, beta=one.beta / largest)
+        table = heterogeneity(one)
+        table.loc["sum, raw, blocks / λ_max"] = (*js0(shapes, measure="sum", axis="raw"), "1")
+        about = {"model": one.meta["title"], "family": one.meta["family"]}
+        tables.append(table.rename_axis("measure").reset_index().assign(**about))
+    keys = ["measure", "model", "family", "unit"]
+    groups = pd.concat(tables).groupby(keys, sort=False)[["value", "standard_error"]]
+    rows = [(*key, *combine(part.to_numpy())) for key, part in groups]
+    return pd.DataFrame(rows, columns=[*keys, "value", "standard_error"])
+
+
+def least_over_largest(table: pd.DataFrame, measure: str) -> Estimate:
+    """Least of the Transformers over the largest of the CNNs in a table of `by_measure`."""
+    part = table[table["measure"] == measure]
+    low = part[part["family"] == "Transformer"].nsmallest(1, "value").iloc[0]
+    high = part[part["family"] == "CNN"].nlargest(1, "value").iloc[0]
+    value = low["value"] / high["value"]
+    relative = [one["standard_error"] / one["value"] for one in (low, high)]
+    return Estimate(value, value * float(np.hypot(*relative)))
