@@ -7,12 +7,13 @@ does not is computed once, with the graph.
 For GELU, :math:`y = xΦ(x)`, the gradient :math:`g\,y'(x)` has the derivatives :math:`y'(x)` in
 :math:`g` and :math:`g\,y''(x)` in :math:`x`, with :math:`y'' = φ(x)(2 - x^2)`.
 
-For LayerNorm, with :math:`\hat x = (x - μ)r`, :math:`\hat g = g w` and the projection
-:math:`P = I - \frac1n 11^\top - \frac1n\hat x\hat x^\top`, the gradient :math:`rP\hat g` along
-:math:`v` has the derivative :math:`w\,rPv` in :math:`g` and, in :math:`x`,
+For LayerNorm without weight and bias, which PyTorch multiplies and adds, with
+:math:`\hat x = (x - μ)r` and the projection
+:math:`P = I - \frac1n 11^\top - \frac1n\hat x\hat x^\top`, the gradient :math:`rPg` along :math:`v`
+has the derivative :math:`rPv` in :math:`g` and, in :math:`x`,
 
-.. math:: -\frac{r}{n}\Big((v^\top d)\,\hat x + (\hat g^\top\hat x)\,rPv + (\hat x^\top v)\,d\Big),
-    \qquad d = rP\hat g.
+.. math:: -\frac{r}{n}\Big((v^\top d)\,\hat x + (g^\top\hat x)\,rPv + (\hat x^\top v)\,d\Big),
+    \qquad d = rPg.
 
 For the cross-entropy of logits :math:`x` with :math:`y = \mathrm{softmax}(x)`, a row's gradient is
 :math:`g(y - e)`, with a constant :math:`e`. Along :math:`v` it has the derivatives
@@ -138,74 +139,60 @@ class CrossEntropyGradient(Function):
         return to_g, softmax_backward(v, y, 1, y.dtype).mul_(share), None, None, None
 
 
-class LayerNorm(Function):
-    """LayerNorm over the last dimensions."""
+class Normalize(Function):
+    """LayerNorm over the last dimensions, without weight and bias."""
 
     @staticmethod
-    def forward(ctx, x, shape, w, b, eps):
+    def forward(ctx, x, shape, eps):
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
-        y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
+        y, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
         tokens = token_of(x), token_of(torch.stack([rstd, rstd]))
-        ctx.save_for_backward(x, w, b, mean, rstd, *tokens)
+        ctx.save_for_backward(x, mean, rstd, *tokens)
         return y, *tokens
 
     @staticmethod
     def backward(ctx, g, v, dots):
-        x, w, b, mean, rstd, *tokens = ctx.saved_tensors
-        dx = dw = db = None
+        x, mean, rstd, *tokens = ctx.saved_tensors
         if g is not None and torch.is_grad_enabled():
             first_visit(ctx)
             with torch.no_grad():
                 normal = (x - mean) * (rstd * rstd / -math.prod(ctx.shape))
-                along = ((g if w is None else g * w) * normal).sum(ctx.dims, keepdim=True)
-            about = x, w, b, mean, rstd, normal, ctx.shape
-            dx, dw, db, both = LayerNormGradient.apply(g, *about, *tokens)
+                along = (g * normal).sum(ctx.dims, keepdim=True)
+            dx, both = NormalizeGradient.apply(g, x, mean, rstd, normal, ctx.shape, *tokens)
             ctx._saved_once = [along, both]
-        elif g is not None:  # in a product
-            wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
-            dx, dw, db = layer_norm_backward(g, x, ctx.shape, mean, rstd, w, b, wanted)
+            return dx, None, None
+        dx = None if g is None else _project(g, x, mean, rstd, ctx.shape)  # in a product
         if v is not None:
             along, (normal, first) = ctx._saved_once
             with_normal, with_first = dots
             dx = v * along if dx is None else dx.addcmul_(v, along)
             dx.addcmul_(first, with_normal).addcmul_(normal, with_first)
-        return dx, None, dw, db, None
+        return dx, None, None
 
 
-class LayerNormGradient(Function):
-    """Its gradients, and side by side the two vectors that products need."""
+class NormalizeGradient(Function):
+    """Its gradient, and side by side the two vectors that products need."""
 
     @staticmethod
-    def forward(ctx, g, x, w, b, mean, rstd, normal, shape, *tokens):
-        ctx.set_materialize_grads(False)
+    def forward(ctx, g, x, mean, rstd, normal, shape, *tokens):
         ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
-        wanted = [True, w is not None, b is not None]
-        found = layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
-        both = torch.stack([normal, found[0]])
-        ctx.save_for_backward(g, x, w, mean, rstd, both)
+        first = _project(g, x, mean, rstd, shape)
+        both = torch.stack([normal, first])
+        ctx.save_for_backward(x, mean, rstd, both)
         ctx.mark_non_differentiable(both)
-        return *found, both
+        return first, both
 
     @staticmethod
-    def backward(ctx, v, vw, vb, _):
+    def backward(ctx, v, _):
         last_visit()
-        g, x, w, mean, rstd, both = ctx.saved_tensors
-        to_g, to_x, to_w, sent = vb, None, None, (None, None)
+        x, mean, rstd, both = ctx.saved_tensors
+        projected = _project(v, x, mean, rstd, ctx.shape)
+        dots = (v * both).sum(ctx.dims, keepdim=True)
+        return projected, *(None,) * 5, projected, dots
 
-        def project(u):  # rPu
-            only = [True, False, False]
-            return layer_norm_backward(u, x, ctx.shape, mean, rstd, None, None, only)[0]
 
-        if v is not None:
-            projected = project(v)
-            weighed = projected if w is None else projected * w
-            to_g = weighed if to_g is None else to_g + weighed
-            sent = projected, (v * both).sum(ctx.dims, keepdim=True)
-            if ctx.needs_input_grad[2]:
-                to_w = (g * projected).sum(tuple(range(v.ndim - len(ctx.shape))))
-        if vw is not None:
-            to_x, along = project(g * vw), vw * (x - mean) * rstd
-            to_g = along if to_g is None else to_g + along
-        to_g = None if to_g is None else to_g.expand_as(x)
-        return to_g, to_x, to_w, *(None,) * 5, *sent
+def _project(u, x, mean, rstd, shape):
+    """``rPu``."""
+    only = [True, False, False]
+    return layer_norm_backward(u, x, shape, mean, rstd, None, None, only)[0]
