@@ -13,14 +13,17 @@ With the derivative :math:`u` of the value, those in :math:`q, k, v` are
 .. math:: s(Xk + Gb), \quad s(X^\top q + G^\top a), \quad P^\top u + \dot P^\top g, \qquad
     X = Y - P ∘ Y11^\top, \quad Y = P ∘ (uv^\top + gc^\top) + \dot P ∘ C.
 
-As one function, attention has none of the copies, scalings and sums between those of its parts. How
-both visits of a function meet is told in `rows`.
+As one function, attention has none of the copies, scalings and sums between those of its parts.
+
+It has two parts. The function of the gradient, differentiated along :math:`a, b, c`, sends
+these and :math:`\dot P` back to the function itself through further outputs of that, tokens. There,
+on the second visit, they meet the derivative of the value, and both are added where they arise.
 """
 
 import torch
 from torch.autograd import Function
 
-from blockspectra.fast_derivatives.rows import first_visit, last_visit, softmax_backward, token_of
+from blockspectra.fast_derivatives.rows import refuse_third, softmax_backward
 
 
 class Attention(Function):
@@ -36,7 +39,7 @@ class Attention(Function):
         else:  # rows in which all is forbidden are zero, as in PyTorch's own attention
             p = (scores + bias).softmax(-1).masked_fill_(bias.isneginf().all(-1, keepdim=True), 0)
         kept = [_flat(x) for x in (q * scale, k * scale, v, p)]
-        tokens = [token_of(x) for x in kept]
+        tokens = [x.new_empty(()).expand(x.shape) for x in kept]
         ctx.save_for_backward(*kept, *tokens)
         return p @ v, *tokens
 
@@ -47,7 +50,8 @@ class Attention(Function):
         if u is None and a is None and b is None and c is None:
             return (None,) * 5
         if torch.is_grad_enabled():
-            first_visit(ctx)
+            if hasattr(ctx, "_saved_once"):  # kept for the second visit, which follows one gradient
+                raise RuntimeError("this gradient of attention can be taken once")
             kept = (x.detach() for x in (qs, ks, v, p))
             *found, centred, slope = AttentionGradient.apply(u, *tokens, *kept, ctx.scale)
             ctx._saved_once = [u.detach(), centred, slope]
@@ -84,7 +88,7 @@ class AttentionGradient(Function):
 
     @staticmethod
     def backward(ctx, a, b, c, *_):
-        last_visit()
+        refuse_third()
         qs, ks, v, p = ctx.saved_tensors
         p_dot = _sum((a, ks.mT), (qs, _mT(b)))
         p_dot = None if p_dot is None else softmax_backward(p_dot, p, -1, p.dtype)

@@ -52,14 +52,14 @@ def _fits(x: Tensor) -> bool:
 
 def gelu(input, approximate="none"):
     """Exact, not by tanh."""
-    return Gelu.apply(input)[0] if _fits(input) and approximate == "none" else None
+    return Gelu.apply(input) if _fits(input) and approximate == "none" else None
 
 
 def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
     """Any."""
     if not _fits(input):
         return None
-    result = Normalize.apply(input, tuple(normalized_shape), eps)[0]
+    result = Normalize.apply(input, tuple(normalized_shape), eps)
     result = result if weight is None else result * weight
     return result if bias is None else result + bias
 
