@@ -9,11 +9,14 @@ Every worker runs on one thread, so a number does not depend on how many workers
 import argparse
 import json
 import multiprocessing
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import chain
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +81,7 @@ def measure(store: Store, jobs: Sequence[Job], workers: int = 2) -> list[Result]
 def compute(store: Store, jobs: Sequence[Job], workers: int):
     """Compute jobs in their order by worker processes; yields each when it is in the store."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin) as pool:
         futures = {pool.submit(_compute, store, job): job for job in jobs}
         bar = tqdm(total=len(jobs), disable=not progress_wanted())
         try:
@@ -90,6 +93,17 @@ def compute(store: Store, jobs: Sequence[Job], workers: int):
         finally:
             bar.close()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin() -> None:
+    """Work on one thread, and end with the process that began this one, however it is killed."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _compute(store: Store, job: Job) -> None:

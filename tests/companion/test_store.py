@@ -6,12 +6,17 @@ as if it had been computed. Each test has a store of its own in a temporary fold
 
 import hashlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import settings as examples
@@ -396,3 +401,46 @@ def test_a_name_that_looks_like_something_else_stays_a_name(name):
     frame = pd.DataFrame({"block": [name, "wte=lm_head"], "value": [1.5, float("nan")]})
     RESULTS["thing"] = frame
     pd.testing.assert_frame_equal(Store("smoke").get(Thing()), frame)
+
+
+@dataclass(frozen=True)
+class Slow(Job):
+    """Says which process has begun, and then takes longer than anybody waits."""
+
+    NAME = "slow"
+    folder: str = ""
+
+    def compute(self, store):
+        Path(self.folder, "worker").write_text(str(os.getpid()))
+        time.sleep(600)
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
+    code = (
+        "from companion import jobs, store; from test_store import Slow\n"
+        f"if __name__ == '__main__': jobs.measure(store.Store('smoke'), [Slow({str(tmp_path)!r})])"
+    )
+    script = tmp_path / "script.py"
+    script.write_text(code)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    parent = subprocess.Popen([sys.executable, script], env={**os.environ, "PYTHONPATH": path})
+    try:
+        wait_for(lambda: (tmp_path / "worker").exists())
+        wait_for(lambda: (tmp_path / "worker").read_text().isdigit())
+    finally:
+        parent.kill()
+        parent.wait()
+    worker = int((tmp_path / "worker").read_text())
+    try:
+        wait_for(lambda: not psutil.pid_exists(worker))
+    finally:
+        if psutil.pid_exists(worker):
+            os.kill(worker, signal.SIGKILL)
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)

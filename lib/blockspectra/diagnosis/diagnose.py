@@ -11,7 +11,7 @@ from blockspectra.blocks import Block, partition
 from blockspectra.cost import estimate
 from blockspectra.diagnosis.advice import advise
 from blockspectra.diagnosis.block_table import block_table
-from blockspectra.diagnosis.obstacles import made_ready, refuse
+from blockspectra.diagnosis.obstacles import refuse
 from blockspectra.diagnosis.page import Diagnosis
 from blockspectra.diagnosis.references import JS0, placed, references, settings
 from blockspectra.distance import heterogeneity, js_matrix
@@ -72,18 +72,17 @@ def diagnose(
             f"Heterogeneity compares blocks, and this model has {len(blocks)} ({names}): give more "
             f"with partition(model, by='neuron') or vectors=True."
         )
-    with made_ready(problem.model):
-        refuse(problem)
-        cost = estimate(problem, blocks, steps, probes, memory=memory)
-        if not quiet:
-            print(f"{len(blocks)} blocks: {cost}", flush=True)
-        spectra = block_spectra(
-            *(problem, blocks),
-            **{"steps": steps, "probes": probes, "seed": seed, "memory": memory},
-            **{"checkpoint": checkpoint, "progress": progress},
-        )
-        divergences = js_matrix(spectra)
-        table = block_table(problem, blocks, spectra, divergences)
+    refuse(problem)
+    cost = estimate(problem, blocks, steps, probes, memory=memory)
+    if not quiet:
+        print(f"{len(blocks)} blocks: {cost}", flush=True)
+    spectra = block_spectra(
+        *(problem, blocks),
+        **{"steps": steps, "probes": probes, "seed": seed, "memory": memory},
+        **{"checkpoint": checkpoint, "progress": progress},
+    )
+    divergences = js_matrix(spectra)
+    table = block_table(problem, blocks, spectra, divergences)
     asked = {"steps": steps, "probes": probes, "seed": seed} | _about(problem)
     as_usual = [b.name for b in blocks] == [b.name for b in default]
     measures, own = heterogeneity(spectra), references()

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,13 @@ class Diagnosis:
             *(f"Stands out: {name}: {why}." for name, why in _outstanding(self)),
             *(f"Note: {note}" for note in self.notes),
         ]
-        return "\n".join(lines)
+        text, encoding = "\n".join(lines), getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:  # print would raise in a terminal that lacks letters
+            text = text.replace("λ", "lambda").replace("⁰", "0")
+            text = text.encode(encoding, "replace").decode(encoding)
+        return text
 
     __repr__ = __str__
 
