@@ -20,6 +20,7 @@ ORDER = (
     "vit",
     "nano",
     "gpt",
+    "gpt-bpe",
     "resnet",
     "bert",
 )  # cheapest product first
