@@ -190,21 +190,28 @@ def zero_share(spectra: Spectra) -> np.ndarray:
 
 
 def log_spread(spectra: Spectra, of: str = "largest") -> Estimate:
-    """Return the standard deviation over blocks of log10 λ_max or log10 |trace|, in decades.
+    """Return the standard deviation over blocks of a logarithm, in decades.
+
+    That of λ_max, of the |trace|, or of the root mean square eigenvalue, √(tr H²/size), which
+    Lanczos gives without bias and which depends on no parameter.
 
     Blocks whose value is not positive beyond rounding (a zero Hessian) do not count.
 
     Parameters
     ----------
     spectra : Spectra
-    of : {"largest", "trace"}
+    of : {"largest", "trace", "rms"}
     """
-    if of not in ("largest", "trace"):
-        raise ValueError(f"Unknown quantity {of!r}: choose largest or trace.")
+    if of not in ("largest", "trace", "rms"):
+        raise ValueError(f"Unknown quantity {of!r}: choose largest, trace or rms.")
 
     def spread(kept: Sequence[int]) -> float:
         some = spectra.select(probes=kept)
-        values = some.largest if of == "largest" else np.abs(np.nanmean(some.traces(), 1))
+        values = {
+            "largest": lambda: some.largest,
+            "trace": lambda: np.abs(np.nanmean(some.traces(), 1)),
+            "rms": lambda: np.nanmean(some.moment(2), 1) ** 0.5,
+        }[of]()
         values = values[values > 1e-12 * np.abs(values).max(initial=0)]
         return float(np.log10(values).std(ddof=1)) if len(values) > 1 else float("nan")
 
@@ -240,6 +247,7 @@ def heterogeneity(spectra: Spectra) -> pd.DataFrame:
     rows["js, signed-log, no zeros"] = (*without, "nats")
     rows["std log10 λ_max"] = (*log_spread(spectra, "largest"), "decades")
     rows["std log10 trace"] = (*log_spread(spectra, "trace"), "decades")
+    rows["std log10 RMS"] = (*log_spread(spectra, "rms"), "decades")
     columns = ["value", "standard_error", "unit"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("measure")
 

@@ -23,7 +23,7 @@ tensor([[1., 1.],
 Source: Pearlmutter, "Fast exact multiplication by the Hessian", 1994.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ from torch import Tensor
 from blockspectra.blocks import Block, whole
 from blockspectra.checks import checked, not_finite
 from blockspectra.distributed import Ranks
+from blockspectra.gauss_newton import GaussNewtonGraph
 from blockspectra.gradient_graph import GradientGraph
 from blockspectra.memory import readable
 from blockspectra.problem import OutOfMemory, Problem, ProblemError
@@ -59,6 +60,11 @@ class BlockHessians:
         Bytes for graphs and for what products need beside them; no bound if None.
     ranks : Ranks, optional
         The processes that share the batches; by default this one has them all.
+    matrix : {"hessian", "ggn"}
+        Or the Gauss–Newton part of the Hessian, see `gauss_newton`.
+    preconditioner : mapping, name of a block → Tensor, optional
+        Diagonal of a positive P, of shape (size,), or () for one number a block. Products are those
+        of P^(−1/2) H P^(−1/2) then, which gradient descent meets in coordinates scaled by P^(1/2).
 
     Attributes
     ----------
@@ -74,7 +80,7 @@ class BlockHessians:
     ProblemError
         See `checked`; `OutOfMemory` if not even one batch's graph fits the budget.
     ValueError
-        If there are more ranks than batches.
+        If there are more ranks than batches, or a preconditioner is not positive or lacks a block.
     """
 
     def __init__(
@@ -85,14 +91,19 @@ class BlockHessians:
         known: GradientGraph | None = None,
         budget: int | None = None,
         ranks: Ranks | None = None,
+        matrix: str = "hessian",
+        preconditioner: Mapping[str, Tensor] | None = None,
     ):
-        self.problem, self.ranks = problem, ranks or Ranks()
+        self.problem, self.ranks, blocks = problem, ranks or Ranks(), list(blocks)
         self.parameters = parameters_of(blocks)
+        self.scales = (
+            coordinate_scales(blocks, preconditioner) if preconditioner is not None else {}
+        )
         self.batches = self.ranks.share(list(zip(problem.batches, problem.weights, strict=True)))
         known = known or checked(problem, self.parameters)
-        self.derivatives = known.derivatives
+        self.derivatives, self.matrix = known.derivatives, matrix
         first, *others = [batch for batch, _ in self.batches]
-        graphs = [known if known.batch is first else self._graph(first)]
+        graphs = [known if known.batch is first and matrix == "hessian" else self._graph(first)]
         self.nbytes = graphs[0].nbytes()
         if budget is not None and self.nbytes * (1 + SCRATCH) > budget:
             raise OutOfMemory(
@@ -119,6 +130,7 @@ class BlockHessians:
             In the parameters' dtype, summed in float64 where there are several batches.
         """
         totals: list[Any] = [0] * len(wanted)
+        wanted = [(b, self._scaled(b, vector)) for b, vector in wanted]
         several = len(self.problem.batches) > 1
         for i, (batch, weight) in enumerate(self.batches):
             graph = self.graphs[i] if self.kept else self._graph(batch)
@@ -128,15 +140,44 @@ class BlockHessians:
             del graph  # before the next one is made
         totals = self.ranks.sum(totals, [vector for _, vector in wanted])
         return [
-            t.to(block.parameters[0].dtype) for t, (block, _) in zip(totals, wanted, strict=True)
+            self._scaled(block, t).to(block.parameters[0].dtype)
+            for t, (block, _) in zip(totals, wanted, strict=True)
         ]
+
+    def _scaled(self, block: Block, vector: Tensor) -> Tensor:
+        return vector * self.scales[block.name] if self.scales else vector
 
     def product(self, block: Block, vector: Tensor) -> Tensor:
         """One block of the Hessian times a vector."""
         return self.products([(block, vector)])[0]
 
     def _graph(self, batch: Any) -> GradientGraph:
+        if self.matrix == "ggn":
+            return GaussNewtonGraph(self.problem, batch, self.parameters)
         return GradientGraph(self.problem, batch, self.parameters, self.derivatives)
+
+
+def coordinate_scales(
+    blocks: Sequence[Block], preconditioner: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """P^(−1/2) of each block, float64; raises `ValueError` where one lacks or is not positive."""
+    scales = {}
+    if preconditioner is None:
+        return scales
+    for block in blocks:
+        if (diagonal := preconditioner.get(block.name)) is None:
+            raise ValueError(f"The preconditioner lacks block {block.name!r}: give one a block.")
+        if diagonal.shape not in ((), (block.size,)):
+            raise ValueError(
+                f"The preconditioner of {block.name!r} must have shape ({block.size},) or (), not "
+                f"{tuple(diagonal.shape)}."
+            )
+        if not bool((torch.isfinite(diagonal) & (diagonal > 0)).all()):
+            raise ValueError(
+                f"The preconditioner of {block.name!r} must be positive and finite: add an epsilon."
+            )
+        scales[block.name] = diagonal.detach().double().rsqrt().to(block.parameters[0].device)
+    return scales
 
 
 def parameters_of(blocks: Iterable[Block]) -> list[torch.nn.Parameter]:

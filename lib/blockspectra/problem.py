@@ -30,7 +30,8 @@ class Problem:
     loss : callable, (model, batch) → scalar Tensor
         A mean over the batch. Batches are weighted by their size, so the total is the mean over
         all data and repeating the batches changes nothing. (The code released with the paper sums
-        over micro-batches, which stretches the eigenvalue axis by their number.)
+        over micro-batches, which stretches the eigenvalue axis by their number.) For the
+        Gauss–Newton matrix a pair: outputs(model, batch) → Tensor, loss(outputs, batch) → scalar.
     batches : iterable
         Tensors, tuples or dicts of tensors; the first dimension of the first tensor is the batch's
         size. Kept as a list.
@@ -47,11 +48,15 @@ class Problem:
     def __init__(
         self,
         model: nn.Module,
-        loss: Callable[[nn.Module, Any], Tensor],
+        loss: Callable[[nn.Module, Any], Tensor] | tuple[Callable, Callable],
         batches: Iterable[Any],
         *,
         batch_statistics: bool = False,
     ):
+        self.parts = loss if isinstance(loss, tuple) else None  #: outputs, and the loss of them
+        if self.parts:
+            outputs, of_outputs = self.parts
+            loss = lambda model, batch: of_outputs(outputs(model, batch), batch)  # noqa: E731
         self.model, self.loss, self.batches = model, loss, list(batches)
         self.batch_statistics = batch_statistics
         if not self.batches:

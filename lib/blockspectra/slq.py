@@ -23,13 +23,14 @@ from blockspectra.blocks import Block, whole
 from blockspectra.checkpoints import Checkpoints
 from blockspectra.checks import checked
 from blockspectra.distributed import Ranks
-from blockspectra.hessian import SCRATCH, BlockHessians, parameters_of
+from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales, parameters_of
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
 from blockspectra.memory import available, give_back, in_use, readable
 from blockspectra.problem import OutOfMemory, Problem
 from blockspectra.spectra import Spectra
 from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
 
+MATRICES = ("hessian", "ggn")
 CHECKED = 1000  # numbers of each block's first probe that ranks and checkpoints compare
 
 
@@ -46,8 +47,10 @@ def block_spectra(
     checkpoint: str | Path | None = None,
     ranks: str | None = None,
     progress: bool | None = None,
+    matrix: str = "hessian",
+    preconditioner: Mapping[str, Tensor] | None = None,
 ) -> Spectra:
-    """Spectra of the diagonal Hessian blocks.
+    """Spectra of the diagonal Hessian blocks, or of the preconditioned ones.
 
     The cost is some ten gradients for the checks, one a batch, then ``len(blocks) × probes ×
     steps`` products a batch; a block's costs about half a gradient on average, the full one about
@@ -92,6 +95,12 @@ def block_spectra(
         result; a checkpoint's folder must be one that all of them see.
     progress : bool, optional
         Show a bar; by default where the output is a terminal or ``BLOCKSPECTRA_PROGRESS=1``.
+    matrix : {"hessian", "ggn"}
+        ``ggn`` is the Gauss–Newton part of the Hessian, for a loss given in two parts, see
+        `Problem`.
+    preconditioner : mapping, name of a block → Tensor, optional
+        Positive diagonal P, of shape (size,), or () for one number a block: the spectra are those
+        of P^(−1/2) H P^(−1/2). With Adam's √v̂ it is the curvature that Adam's step meets.
 
     Returns
     -------
@@ -100,8 +109,8 @@ def block_spectra(
     Raises
     ------
     ValueError
-        No blocks, two of one name, no steps or probes, an unknown basis or split, a checkpoint of
-        another run, ranks that differ.
+        No blocks, two of one name, no steps or probes, an unknown matrix, basis or split, a
+        preconditioner that does not fit, a checkpoint of another run, ranks that differ.
     ProblemError
         See `checked`; `OutOfMemory` where the least that is needed does not fit.
     """
@@ -110,6 +119,9 @@ def block_spectra(
         raise ValueError(f"Give at least one block, and each once; got {names[:10]}.")
     if steps < 1 or probes < 1:
         raise ValueError(f"steps and probes must be at least 1, not {steps} and {probes}.")
+    if matrix not in MATRICES:
+        raise ValueError(f"Unknown matrix {matrix!r}: choose one of {', '.join(MATRICES)}.")
+    scales = coordinate_scales(blocks, preconditioner)
     device, dtype = blocks[0].parameters[0].device, blocks[0].parameters[0].dtype
     basis = basis_name(basis, dtype)
     if tolerance is not None and (not tolerance > 0 or basis == "none" or probes < 2):
@@ -135,6 +147,10 @@ def block_spectra(
         give_back()
         about = _about(problem, blocks, seed) | {"loss": graph.loss.item()}
         about["settings"] = [steps, tolerance, basis, team.parts]
+        if matrix != "hessian":
+            about["matrix"] = matrix
+        if scales:
+            about["preconditioner"] = _checksum(scales.values())
         team.agree(about | {"ranks": ranks, "checkpoint": checkpoint is not None})
         if checkpoint is not None:
             writes = team.parts == 1 or team.rank == 0
@@ -142,7 +158,15 @@ def block_spectra(
             results = {key: run for key, run in checkpoints.found.items() if key[1] < probes}
             if team.parts > 1:  # ranks take the steps of one run together
                 team.agree({"checkpoint": sorted(results)})
-        hessians = BlockHessians(problem, blocks, known=graph, budget=room - need, ranks=team)
+        hessians = BlockHessians(
+            problem,
+            blocks,
+            known=graph,
+            budget=room - need,
+            ranks=team,
+            matrix=matrix,
+            preconditioner=preconditioner,
+        )
         del graph  # so that `hessians` alone decides whether to keep it
         graphs = len(team.share(problem.batches)) if hessians.kept else 1
         room = team.least(room - graphs * hessians.nbytes)  # for runs and products
@@ -172,6 +196,8 @@ def block_spectra(
     meta |= {} if tolerance is None else {"tolerance": tolerance}
     how = f"double backward on {graphs}, {at_once} at a time; {hessians.derivatives}"
     meta |= {"products": how, "basis": basis}
+    meta |= {} if matrix == "hessian" else {"matrix": matrix}
+    meta |= {"preconditioned": True} if scales else {}
     return _spectra(blocks, results, tolerance, meta)
 
 

@@ -29,6 +29,7 @@ from companion.experiments import (
     initial_spectra,
     man_made_mlp,
     optimizer_comparison,
+    preconditioned_spectra,
     pretraining,
     quadratic_runs,
     spectra_during_training,
@@ -51,6 +52,7 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
     "09_pretrained_gpt2": [pretraining.pretrainings, pretraining.spectra, pretraining.tunings],
     "10_quadratics": [quadratic_runs.jobs],
     "11_theory": [quadratic_runs.families],
+    "20_what_adam_sees": [preconditioned_spectra.jobs],
 }
 
 

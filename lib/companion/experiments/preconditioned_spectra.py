@@ -1,0 +1,185 @@
+r"""Blockwise spectra in the coordinates of an optimizer (chapter 20).
+
+Gradient descent in coordinates scaled by :math:`P^{1/2}` takes steps with the preconditioner
+:math:`P^{-1}` and meets the curvature :math:`P^{-1/2} H P^{-1/2}`. Adam's P is
+:math:`\mathrm{diag}(\sqrt{\hat v} + ε)`, v̂ the mean of squared mini-batch gradients.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from blockspectra.blocks import Block, partition
+from blockspectra.hessian import block_products
+from blockspectra.problem import Problem
+from blockspectra.slq import block_spectra
+from blockspectra.spectra import Spectra
+from companion import setups
+from companion.experiments.initial_spectra import ORDER
+from companion.setups import setup
+from companion.store import Job, Store
+
+EPSILON = 1e-8  # Adam's
+ROW_PROBES = 16  # random signs for the norms of the Hessian's rows
+
+#: what P is made of, and what that tells
+SCALINGS = {
+    "none": "the Hessian itself",
+    "adam": "√v̂ + ε, a number a coordinate",
+    "shuffled": "√v̂ + ε in random order within its block: sizes of blocks without the coordinates",
+    "foreign": "√v̂ + ε of another initialisation: the architecture's part of v̂",
+    "sign": "|g| + ε of the batch itself: sign descent, Adam without memory",
+    "rows": "norm of the block's Hessian row: equilibration (Dauphin et al., 2015), no gradient",
+}
+
+
+@dataclass(frozen=True)
+class PreconditionedSpectra(Job):
+    """Spectra of the blocks of P^(−1/2) H P^(−1/2) at initialisation, P by its name in `SCALINGS`.
+
+    v̂ is the mean over ``gradients`` mini-batches of ``samples`` each, of which the first is the
+    batch that the Hessian is taken on, as Adam's v̂ holds the gradient at hand. The seed draws
+    initialisation, data, probes and shuffles; other fields as in `block_spectra`.
+    """
+
+    NAME = "scaled-{model}-{scaling}"
+    TITLE = "{model}, {scaling}"
+
+    model: str
+    scaling: str
+    size: str = "small"
+    samples: int = 32
+    gradients: int = 16
+    steps: int = 10
+    probes: int = 3
+    seed: int = 0
+    device: str = "cpu"
+
+    data_key = setups.data_key
+
+    @property
+    def cost(self) -> float:
+        """Number of products, weighted by the model's rank."""
+        return self.samples * self.steps * self.probes * (1 + ORDER.index(self.model))
+
+    def compute(self, store: Store) -> Spectra:
+        """Return the spectra; ``meta["mean_squares"]`` holds the mean of v̂ over each block."""
+        if self.scaling not in SCALINGS:
+            raise ValueError(
+                f"Unknown scaling {self.scaling!r}: choose from {', '.join(SCALINGS)}."
+            )
+        made = self._setup(self.seed)
+        blocks = partition(made.problem.model)
+        squares = mean_squares(made.problem, blocks)
+        problem = Problem(made.problem.model, made.problem.loss, made.problem.batches[:1])
+        spectra = block_spectra(
+            problem,
+            blocks,
+            steps=self.steps,
+            probes=self.probes,
+            seed=self.seed,
+            preconditioner=self._diagonals(problem, blocks, squares),
+            checkpoint=store.unfinished(self),
+        )
+        spectra.meta.update(asdict(self), **made.about)
+        spectra.meta["mean_squares"] = [float(squares[block.name].mean()) for block in blocks]
+        return spectra
+
+    def _setup(self, seed: int) -> setups.Setup:
+        count = self.samples * self.gradients
+        settings = {"samples": count, "batches": self.gradients, "device": self.device}
+        return setup(self.model, self.size, **settings, seed=seed)
+
+    def _diagonals(
+        self, problem: Problem, blocks: Sequence[Block], squares: dict[str, Tensor]
+    ) -> dict[str, Tensor] | None:
+        if self.scaling == "none":
+            return None
+        if self.scaling == "rows":
+            return row_norms(problem, blocks, self.seed)
+        if self.scaling == "sign":
+            squares = mean_squares(problem, blocks)
+        if self.scaling == "foreign":
+            other = self._setup(self.seed + 1000).problem
+            squares = mean_squares(other, partition(other.model))
+        diagonals = {name: square.sqrt() + EPSILON for name, square in squares.items()}
+        if self.scaling == "shuffled":
+            generator = torch.Generator().manual_seed(self.seed)
+            for name, diagonal in diagonals.items():
+                order = torch.randperm(len(diagonal), generator=generator)
+                diagonals[name] = diagonal[order.to(diagonal.device)]
+        return diagonals
+
+
+def mean_squares(problem: Problem, blocks: Sequence[Block]) -> dict[str, Tensor]:
+    """Mean over a problem's batches of the squared gradient, (size,) float64 by block."""
+    totals: dict[str, Tensor] = {}
+    parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
+    with problem.curvature_mode():  # the same kernels as in the products
+        for batch in problem.batches:
+            gradients = torch.autograd.grad(problem.value(batch), parameters)
+            found = dict(zip(parameters, gradients, strict=True))
+            for block in blocks:
+                square = block.flatten([found[p] for p in block.parameters]).double().square()
+                totals[block.name] = totals.get(block.name, 0) + square / len(problem.batches)
+    return totals
+
+
+def row_norms(problem: Problem, blocks: Sequence[Block], seed: int) -> dict[str, Tensor]:
+    """Estimated norms of the rows of each Hessian block, (size,) float64.
+
+    For random signs z, the mean of (Hz)ᵢ² is the square of the norm of row i.
+    """
+    generator, totals = torch.Generator().manual_seed(seed), {}
+    for _ in range(ROW_PROBES):
+        signs = [
+            torch.randint(0, 2, (b.size,), generator=generator).to(b.parameters[0]) * 2 - 1
+            for b in blocks
+        ]
+        for block, product in zip(blocks, block_products(problem, blocks, signs), strict=True):
+            totals[block.name] = totals.get(block.name, 0) + product.double().square()
+    return {name: (total / ROW_PROBES).sqrt() + EPSILON for name, total in totals.items()}
+
+
+def by_block(raw: Spectra, exponent: float = 0.5, order: Sequence[int] | None = None) -> Spectra:
+    """Spectra with one number a block as P: the mean of its v̂ to a power (Adam-mini at 1/2).
+
+    Made from the spectra of the Hessian itself, by division.
+
+    Parameters
+    ----------
+    raw : Spectra
+        Of `PreconditionedSpectra` with the scaling "none".
+    exponent : float
+    order : sequence of int, optional
+        Block i takes the number of block ``order[i]``: a control.
+    """
+    numbers = np.array(raw.meta["mean_squares"])
+    if order is not None:
+        numbers = numbers[list(order)]
+    divisor = (numbers**exponent)[:, None, None]
+    return replace(raw, alpha=raw.alpha / divisor, beta=raw.beta / divisor)
+
+
+def jobs(
+    model: str,
+    scalings: str,
+    size: str,
+    samples: int,
+    gradients: int,
+    steps: int,
+    probes: int,
+    seeds: int,
+    device: str = "cpu",
+) -> list[PreconditionedSpectra]:
+    """Declare the spectra of several models in several coordinates, all of seed 0 first."""
+    settings = {"steps": steps, "probes": probes, "device": device}
+    return [
+        PreconditionedSpectra(name, scaling, size, samples, gradients, seed=seed, **settings)
+        for seed in range(seeds)
+        for scaling in setups.names(scalings)
+        for name in setups.names(model)
+    ]
