@@ -34,6 +34,7 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "10_quadratics": ["04_block_spectra"],
     "11_theory": [],
     "12_your_model": [],
+    "21_interventions": [],
     "30_benchmarks": [],
 }
 # slots: these keep two processes busy nearly all the time, the others a core and a bit

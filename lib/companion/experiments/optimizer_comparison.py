@@ -17,7 +17,7 @@ from companion.datasets import Data
 from companion.rate_search import last, search, windowed
 from companion.setups import Setup, setup
 from companion.store import Job, Store
-from companion.training import OPTIMIZERS, train
+from companion.training import OPTIMIZERS, Optimizer, train
 
 MIDDLE = {"momentum": -3, "adamw": -5}  # exponents of `rate_of` to search around: 0.03 and 0.003
 ORDER = ("vgg", "mixer", "vit", "gpt", "gpt-bpe", "bert", "resnet")  # by what a step takes
@@ -58,13 +58,17 @@ class TrainingRun(Job):
         """
         settings = {"samples": self.samples, "seed": self.seed, "device": self.device}
         made = setup(self.model, self.size, **settings)
-        table = trained(made, self)
+        table = trained(made, self, self.stepper(store, made))
         if not self.test_samples:
             return table
         test = setups.load(self.model, self.size, self.test_samples, self.seed, "test")
         loss, accuracy = evaluated(made.problem.model, test, self.batch, self.device)
         loss = loss if np.isfinite([loss, table["score"].iloc[0]]).all() else np.inf
         return table.assign(test_loss=loss, test_accuracy=accuracy)
+
+    def stepper(self, store: Store, made: Setup) -> Optimizer:
+        """Return what takes the steps, by its name."""
+        return OPTIMIZERS[self.optimizer]
 
 
 @dataclass(frozen=True)
@@ -132,10 +136,10 @@ def compare(
     return search(runs, grids, searched=[0], repeated=repeated, fresh=fresh, refined=refined)
 
 
-def trained(made: Setup, run: Any) -> pd.DataFrame:
+def trained(made: Setup, run: Any, optimizer: Optimizer | None = None) -> pd.DataFrame:
     """Train a model as a run declares; its losses in the rows that a search reads."""
     stream = datasets.stream(made.data, run.batch, run.seed, device=run.device)
-    optimizer = OPTIMIZERS[run.optimizer]
+    optimizer = optimizer or OPTIMIZERS[run.optimizer]
     losses = train(made.problem.model, cross_entropy, stream, optimizer, run.rate, steps=run.steps)
     return windowed(losses, run.windows).assign(
         optimizer=run.optimizer, rate=run.rate, seed=run.seed, score=last(losses)
