@@ -153,6 +153,18 @@ def gap_per_seed(table: pd.DataFrame) -> pd.Series:
     return (score["momentum"] - score["adamw"]) / progress.where(progress > 0)
 
 
+def steps_to(table: pd.DataFrame, runner: str, target: str) -> pd.Series:
+    """Count an optimizer's steps to the final loss of another, by fresh seed; ``inf`` if never.
+
+    By the curve of ``runner`` against the score of ``target``, each at its best rate.
+    """
+    best = table[table["part"] == "best"]
+    goal = best[best["optimizer"] == target].groupby("seed")["score"].first()
+    runs = best[best["optimizer"] == runner]
+    reached = runs[runs["loss"] <= runs["seed"].map(goal)].groupby("seed")["step"].min()
+    return reached.reindex(goal.index, fill_value=np.inf)
+
+
 def last(losses: np.ndarray) -> float:
     """Mean of the last tenth of a run's losses; ``inf`` if it has diverged."""
     return float(losses[-max(1, len(losses) // 10) :].mean())

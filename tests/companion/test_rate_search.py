@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from companion import setups
 from companion.experiments import optimizer_comparison as module
 from companion.experiments.optimizer_comparison import OptimizerComparison, TrainingRun
-from companion.rate_search import gap, grids_table, last, rate_of, search, windowed
+from companion.rate_search import gap, grids_table, last, rate_of, search, steps_to, windowed
 from companion.store import Store
 
 
@@ -155,6 +155,16 @@ def test_the_gap_ignores_the_search():
     table = best_runs([3.0], [2.0])
     other = best_runs([9.0], [0.0]).assign(part="search")
     assert gap(pd.concat([other, table])) == pytest.approx(gap(table), nan_ok=True)
+
+
+def test_steps_are_counted_to_the_other_optimizers_final_loss():
+    runs = best_runs([3.0, np.inf], [2.0, 1.0])  # losses of 4, then the score, at steps 1 and 2
+    assert steps_to(runs, "adamw", "momentum").tolist() == [
+        2,
+        1,
+    ]  # any loss is below a diverged one
+    assert steps_to(runs, "momentum", "adamw").tolist() == [np.inf, np.inf]
+    assert steps_to(runs, "momentum", "momentum").tolist()[0] == 2
 
 
 def test_curves_are_means_over_windows_and_the_score_that_of_the_last_tenth():
