@@ -34,6 +34,7 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "10_quadratics": ["04_block_spectra"],
     "11_theory": [],
     "12_your_model": [],
+    "20_what_adam_sees": [],
     "21_interventions": [],
     "30_benchmarks": [],
 }

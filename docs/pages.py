@@ -82,12 +82,16 @@ def verdicts(results: Path) -> str:
     """Say what the paper claims and what came out, one row a claim."""
     rows = claims_table(results).itertuples()
     about = (
-        f"At the {results.name} preset, in which models are reduced and data stand in where data/"
-        "README says so. A verdict is counted from criteria that the chapter argues before it "
-        "shows a number."
+        "*Reproduced* judges by the largest size that was run, *robust* counts the ways to measure "
+        f"it under which the claim holds, *rerun* is the {results.name} preset: reduced models "
+        "and data that stand in where data/README says so. Verdicts are counted from criteria that "
+        "the chapter argues before it shows a number."
     )
-    cells = ((r.claim, r.statement, r.paper, f"**{r.verdict}**", link(r.chapter)) for r in rows)
-    return f"{about}\n\n{table('|the paper says|where|here|chapter', cells)}"
+    cells = (
+        (r.claim, r.statement, r.paper, f"**{r.reproduced}**", r.robust, r.rerun, link(r.chapter))
+        for r in rows
+    )
+    return f"{about}\n\n{table('|claim|where|reproduced|robust|rerun|chapter', cells)}"
 
 
 def expected_results(results: Path) -> str:
@@ -105,8 +109,9 @@ def expected_results(results: Path) -> str:
             continue
         finding = Finding.load(path)
         parts += [
-            f"Expected verdict: **{finding.verdict}**.",
-            table("criterion|expected|needed|result", finding.table.to_numpy()),
+            f"Expected: reproduced: **{finding.reproduced}**; robust: {finding.robust}; rerun: "
+            f"**{finding.rerun}**.",
+            table("preset|criterion|expected|needed|result", finding.table.to_numpy()),
             finding.note,
         ]
     return "\n\n".join(parts)

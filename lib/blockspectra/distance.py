@@ -210,12 +210,17 @@ def log_spread(spectra: Spectra, of: str = "largest") -> Estimate:
         values = {
             "largest": lambda: some.largest,
             "trace": lambda: np.abs(np.nanmean(some.traces(), 1)),
-            "rms": lambda: np.nanmean(some.moment(2), 1) ** 0.5,
+            "rms": lambda: rms(some),
         }[of]()
         values = values[values > 1e-12 * np.abs(values).max(initial=0)]
         return float(np.log10(values).std(ddof=1)) if len(values) > 1 else float("nan")
 
     return jackknife(spread, spectra.probes, spectra.counts.min())
+
+
+def rms(spectra: Spectra) -> np.ndarray:
+    """Root mean square eigenvalue of each block, √(tr H²/size), (block,)."""
+    return np.nanmean(spectra.moment(2), 1) ** 0.5
 
 
 def shift_divergence(decades: float, sigma: float = SIGMA["signed-log"]) -> float:

@@ -8,7 +8,7 @@ does, before anything is computed.
 import ast
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -21,7 +21,7 @@ from blockspectra.files import digest, write_text
 from blockspectra.plotting.style import use_style
 from companion.claims import CLAIMS, Criterion, Finding
 from companion.parameters import at_preset, fits, preset_file
-from companion.store import Store, build_folder
+from companion.store import Result, Store, build_folder, declare, stored
 
 
 class ParameterError(ValueError):
@@ -80,15 +80,20 @@ class Chapter:
         display(figure, metadata={"image/png": {"alt": caption}})  # for screen readers
         display(Markdown(f"**{name.replace('_', ' ').capitalize()}.** {caption}"))
 
-    def conclude(self, claim: str, criteria: list[Criterion], note: str) -> Finding:
-        """Store what was measured of a claim and print the verdict that follows."""
-        finding = Finding(claim, criteria, note)
-        if CLAIMS[claim][2] != self.name:
-            raise ValueError(f"{claim} is measured by {CLAIMS[claim][2]}, not by {self.name}.")
+    def stored(self, declaration: Callable, preset: str = "full") -> list[Result]:
+        """Read those results of a chapter's jobs at a preset that are in the repository."""
+        return stored(declare(declaration, at_preset(self.name, preset)), preset)
+
+    def conclude(self, claim: str, criteria: list[Criterion], note: str, **more) -> Finding:
+        """Store what was measured of a claim, see `Finding`, and print the verdicts that follow."""
+        finding = Finding(claim, criteria, note, **more)
+        if CLAIMS[claim].chapter != self.name:
+            raise ValueError(f"{claim} is measured by {CLAIMS[claim].chapter}, not by {self.name}.")
         if not self.store.read_only:
             path = finding.save(self.folder)
             self.wrote[f"claims/{path.name}"] = digest(path)
-        print(f"{claim}: {finding.verdict}")
+        print(f"{claim}: reproduced at full size: {finding.reproduced}", end="; ")
+        print(f"robust: {finding.robust}; rerun: {finding.rerun}")
         return finding
 
     def finish(self) -> str:

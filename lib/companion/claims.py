@@ -1,13 +1,16 @@
-"""The paper's claims, what was measured of each, and the verdict that follows.
+"""The paper's claims, what was measured of each, and the verdicts that follow.
 
 A claim has criteria: each a number with an uncertainty, and a threshold that the chapter argues
 *before* the number. A criterion holds where the number is beyond the threshold by two standard
-errors, fails where it is short of it by two, and is undecided between. The verdict is counted from
-the criteria, never set.
+errors, fails where it is short of it by two, and is undecided between. Verdicts are counted from
+the criteria, never set. They answer three questions: is the claim *reproduced* at the largest size
+that was run, is it *robust* to how it is measured, and what does the *rerun* show that anybody can
+make on a laptop?
 """
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,16 +34,47 @@ _TEXTS = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
 CLAIMS = {name: Claim(**claim) for name, claim in yaml.safe_load(_TEXTS).items()}
 
 
+UNTESTED = "not tested here"
+
+
+def verdict(criteria: Sequence[Criterion]) -> str:
+    """``supported`` if all criteria hold, ``not supported`` if none does, else ``partly``.
+
+    Without criteria it is ``not tested here``.
+    """
+    if not criteria:
+        return UNTESTED
+    holding = sum(criterion.holds is True for criterion in criteria)
+    if holding == len(criteria):
+        return "supported"
+    return "partly" if holding else "not supported"
+
+
 @dataclass(frozen=True)
 class Finding:
-    """A claim of the paper, by its id in `CLAIMS`, as measured here.
+    """A claim, by its id in `CLAIMS`, as measured here.
 
-    The note tells the reader of stand-in data, reduced sizes, the likely reason of a failure.
+    Attributes
+    ----------
+    claim : str
+    criteria : list of Criterion
+        Of the run at hand: what a reader's own run is compared with.
+    note : str
+        Tells of stand-in data, reduced sizes, the likely reason of a failure.
+    full : list of Criterion
+        The same of the stored results at the ``full`` preset; empty if there are none.
+    variations : dict, str → bool
+        Other ways to measure it, and whether the claim holds under each.
+    untested : str
+        Why the run at hand could not have shown the claim, if so: its criteria do not count then.
     """
 
     claim: str
     criteria: list[Criterion]
     note: str
+    full: list[Criterion] = field(default_factory=list)
+    variations: dict[str, bool] = field(default_factory=dict)
+    untested: str = ""
 
     def __post_init__(self):
         if self.claim not in CLAIMS:
@@ -49,26 +83,36 @@ class Finding:
             raise ValueError(f"Claim {self.claim} needs at least one criterion.")
 
     @property
-    def verdict(self) -> str:
-        """``supported`` if all criteria hold, ``not supported`` if none does, else ``partly``."""
-        holding = sum(criterion.holds is True for criterion in self.criteria)
-        if holding == len(self.criteria):
-            return "supported"
-        return "partly" if holding else "not supported"
+    def reproduced(self) -> str:
+        """Verdict at the largest size that was run."""
+        return verdict(self.full)
+
+    @property
+    def rerun(self) -> str:
+        """Verdict of the run at hand."""
+        return UNTESTED if self.untested else verdict(self.criteria)
+
+    @property
+    def robust(self) -> str:
+        """Under how many of the variations the claim holds, in words."""
+        holding = sum(self.variations.values())
+        return f"{holding} of {len(self.variations)}" if self.variations else "–"
 
     @property
     def table(self) -> pd.DataFrame:
-        """The criteria with their numbers, one row each."""
+        """The criteria with their numbers, one row each, those of the full preset first."""
         rows = [
             (
+                preset,
                 c.text,
                 f"{c.value:.3g} ± {c.error:.1g}" if c.error else f"{c.value:.3g}",
                 f"{'≥' if c.above else '≤'} {c.threshold:.3g}",
                 WORDS[c.holds],
             )
-            for c in self.criteria
+            for preset, criteria in (("full", self.full), ("this run", self.criteria))
+            for c in criteria
         ]
-        return pd.DataFrame(rows, columns=["criterion", "measured", "needed", "result"])
+        return pd.DataFrame(rows, columns=["preset", "criterion", "measured", "needed", "result"])
 
     def save(self, folder: Path) -> Path:
         """Write ``<folder>/claims/<id>.json``."""
@@ -79,25 +123,28 @@ class Finding:
     def load(cls, path: Path) -> "Finding":
         """Read what `save` wrote; the verdict is counted anew from the criteria."""
         content = json.loads(path.read_text(encoding="utf-8"))
-        return cls(content["claim"], [Criterion(**c) for c in content["criteria"]], content["note"])
+        for name in ("criteria", "full"):
+            content[name] = [Criterion(**c) for c in content.get(name, [])]
+        return cls(**content)
 
 
 def claims_table(*folders: Path | None) -> pd.DataFrame:
     """All claims with what the stores hold of them, one row a claim; the first folder wins.
 
-    Columns: claim, statement, paper, measured, verdict, note, chapter; a claim that no chapter has
-    measured says ``not measured``.
+    Columns: claim, statement, paper, reproduced, robust, rerun, measured, note, chapter; a claim
+    that no chapter has measured says ``not measured``.
     """
     rows = []
     for name, claim in CLAIMS.items():
         paths = [f / "claims" / f"{name}.json" for f in folders if f is not None]
         found = next((Finding.load(path) for path in paths if path.exists()), None)
-        measured = ("", "not measured", "")
+        measured = ("not measured", "–", "not measured", "", "")
         if found:
-            measured = "; ".join(map(str, found.criteria)), found.verdict, found.note
+            criteria = "; ".join(map(str, found.full or found.criteria))
+            measured = found.reproduced, found.robust, found.rerun, criteria, found.note
         rows.append((name, claim.statement, claim.paper, *measured, claim.chapter))
-    columns = ["claim", "statement", "paper", "measured", "verdict", "note", "chapter"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = "claim statement paper reproduced robust rerun measured note chapter"
+    return pd.DataFrame(rows, columns=columns.split())
 
 
 def reported(table: str) -> pd.DataFrame:

@@ -45,7 +45,7 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
     "01_block_diagonal_hessian": [block_diagonality.shares, block_diagonality.pictures],
     "02_estimator_accuracy": [estimator_accuracy.jobs],
     "03_full_spectra": [spectra_during_training.jobs],
-    "04_block_spectra": [initial_spectra.jobs],
+    "04_block_spectra": [initial_spectra.jobs, initial_spectra.deeper, initial_spectra.variants],
     "05_block_heterogeneity": [initial_spectra.jobs, initial_spectra.sweep_of_samples],
     "06_adam_vs_sgd": [optimizer_comparison.jobs, initial_spectra.jobs],
     "07_man_made_mlp": [man_made_mlp.comparisons, man_made_mlp.spectra],

@@ -15,11 +15,12 @@ from companion.claims import claims_table
 
 
 def claims_text(results: Path, width: int = 100) -> str:
-    """Lay the claims of a store out for a terminal: verdict, statement, measured, note."""
+    """Lay the claims of a store out for a terminal: statement, verdicts, measured, note."""
     lines = []
     for row in claims_table(results).to_dict("records"):
-        head = f"{row['claim']:<4}{row['verdict'].upper():<15}"
+        head = f"{row['claim']:<4}"
         texts = [f"{row['statement']} ({row['paper']})"]
+        texts += ["; ".join(f"{what}: {row[what]}" for what in ("reproduced", "robust", "rerun"))]
         texts += [f"{part}: {row[part]}" for part in ("measured", "note") if row[part]]
         for text in texts:
             indent = " " * len(head)

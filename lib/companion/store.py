@@ -19,7 +19,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -209,6 +209,16 @@ def read(header: Path, declared: dict) -> tuple[Result, Path, str]:
         return table, path, content["sha256"]
     except (KeyError, TypeError, OSError, ValueError) as error:  # json's own is a ValueError
         raise ValueError(f"{header} is damaged ({error}).") from error
+
+
+def stored(jobs: Sequence[Job] | dict[Any, Job], preset: str) -> list[Result]:
+    """Read those of some jobs' results that are committed; whole ones, wherever a run writes."""
+    if (root := repository()) is None:
+        return []
+    folder = root / "data" / "results" / preset
+    each = jobs.values() if isinstance(jobs, dict) else jobs
+    headers = [(job, folder / job.FOLDER / f"{job.stem}.json") for job in each]
+    return [read(path, job.declared())[0] for job, path in headers if path.exists()]
 
 
 def declare(jobs: Callable, parameters: dict) -> Any:

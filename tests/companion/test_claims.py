@@ -62,8 +62,20 @@ def test_above_and_below_never_hold_together_but_at_the_threshold(value, error, 
         ([Criterion("it", math.nan, 0, 1)], "not supported"),
     ],
 )
-def test_the_verdict_is_counted_from_the_criteria(criteria, verdict):
-    assert Finding("C1", criteria, "").verdict == verdict
+def test_the_verdicts_are_counted_from_the_criteria(criteria, verdict):
+    assert Finding("C1", criteria, "").rerun == verdict
+    found = Finding("C1", [YES], "", full=criteria)
+    assert (found.reproduced, found.rerun) == (verdict, "supported")
+
+
+def test_what_was_not_run_or_could_not_have_shown_it_counts_neither_way():
+    found = Finding("C1", [NO], "", untested="ten steps show nothing")
+    assert (found.reproduced, found.rerun) == ("not tested here", "not tested here")
+
+
+def test_robust_counts_the_variations_under_which_the_claim_holds():
+    assert Finding("C1", [YES], "", variations={"a": True, "b": False}).robust == "1 of 2"
+    assert Finding("C1", [YES], "").robust == "–"
 
 
 @pytest.mark.parametrize(
@@ -81,23 +93,27 @@ def test_a_criterion_says_number_error_threshold_and_result(criterion, text):
 
 
 def test_the_table_of_a_finding_has_a_row_for_each_criterion():
-    table = Finding("C1", [YES, NO, OPEN], "").table
-    assert table["criterion"].tolist() == ["yes", "no", "open"]
-    assert table["result"].tolist() == ["holds", "fails", "undecided"]
+    table = Finding("C1", [YES, NO, OPEN], "", full=[NO]).table
+    assert table["preset"].tolist() == ["full", *["this run"] * 3]
+    assert table["criterion"].tolist() == ["no", "yes", "no", "open"]
+    assert table["result"].tolist() == ["fails", "holds", "fails", "undecided"]
 
 
 def test_a_finding_is_loaded_as_it_was_saved_and_its_verdict_counted_anew(tmp_path):
-    finding = Finding("C4", [YES, Criterion("zu wenig – β", math.nan, math.nan, 2)], "Ersatzdaten")
+    odd = Criterion("zu wenig – β", math.nan, math.nan, 2)
+    more = {"full": [YES], "variations": {"σ": True}}
+    finding = Finding("C4", [YES, odd], "Ersatzdaten", **more)
     path = finding.save(tmp_path)
     assert path == tmp_path / "claims" / "C4.json"
     found = Finding.load(path)
-    assert (found.claim, found.note, found.verdict) == ("C4", "Ersatzdaten", "partly")
+    assert (found.claim, found.note, found.rerun) == ("C4", "Ersatzdaten", "partly")
+    assert (found.full, found.variations) == ([YES], {"σ": True})
     assert [str(c) for c in found.criteria] == [str(c) for c in finding.criteria]
     content = json.loads(path.read_text(encoding="utf-8"))
     assert "verdict" not in content  # it cannot be edited in
     content["criteria"][0]["value"] = 0
     path.write_text(json.dumps(content), encoding="utf-8")
-    assert Finding.load(path).verdict == "not supported"
+    assert Finding.load(path).rerun == "not supported"
 
 
 def test_an_unknown_claim_or_one_without_criteria_is_refused():
@@ -109,13 +125,18 @@ def test_an_unknown_claim_or_one_without_criteria_is_refused():
 
 def test_the_table_has_every_claim_and_says_what_was_not_measured(tmp_path):
     Finding("C2", [YES, NO], "small models").save(tmp_path)
+    Finding("C3", [YES, NO], "small models", full=[YES]).save(tmp_path)
     table = claims_table(tmp_path, None).set_index("claim")
-    assert list(table.index) == list(CLAIMS) == [f"C{i}" for i in range(1, len(CLAIMS) + 1)]
-    assert table.loc["C2", "verdict"] == "partly"
+    assert list(table.index) == list(CLAIMS)
+    assert list(CLAIMS)[:11] == [f"C{i}" for i in range(1, 12)]
+    verdicts = ["reproduced", "robust", "rerun"]
+    assert table.loc["C2", verdicts].tolist() == ["not tested here", "–", "partly"]
+    assert table.loc["C3", verdicts].tolist() == ["supported", "–", "partly"]
     assert table.loc["C2", "measured"] == f"{YES}; {NO}"
+    assert table.loc["C3", "measured"] == str(YES)  # of the largest size
     assert table.loc["C2", "note"] == "small models"
-    others = table.drop("C2")
-    assert (others["verdict"] == "not measured").all()
+    others = table.drop(["C2", "C3"])
+    assert (others[["reproduced", "rerun"]] == "not measured").all(axis=None)
     assert (others["measured"] == "").all()
     assert (table["statement"].str.len() > 20).all()
 
@@ -133,4 +154,4 @@ def test_a_numpy_number_is_judged_like_a_python_one():
 
     criterion = Criterion("a number", float64(27.2), float64(5.0), 10)
     assert criterion.holds is True  # numpy's own True is another object
-    assert Finding("C4", [criterion], "").verdict == "supported"
+    assert Finding("C4", [criterion], "").rerun == "supported"

@@ -160,10 +160,10 @@ class TestPagesOfARun:
     def test_tell_its_preset_its_verdicts_and_what_was_not_measured(self, folders, tmp_path):
         run("docs/pages.py", tmp_path / "pages", *folders)
         texts = {path.stem: path.read_text() for path in (tmp_path / "pages/generated").iterdir()}
-        assert "At the smoke preset" in texts["verdicts"]
-        assert re.search(r"\| C3 \|.*\*\*supported\*\*", texts["verdicts"])
+        assert "*rerun* is the smoke preset" in texts["verdicts"]
+        assert re.search(r"\| C3 \|.*\| \*\*not tested here\*\* \| – \| supp", texts["verdicts"])
         assert re.search(r"\| C1 \|.*\*\*not measured\*\*", texts["verdicts"])
-        assert "| ratio &lt;script&gt; | 3 ± 0.1 | ≥ 2 | holds |" in texts["claims"]
+        assert "| this run | ratio &lt;script&gt; | 3 ± 0.1 | ≥ 2 | holds |" in texts["claims"]
         assert "Where \\|λ\\| &lt;b&gt; &amp; σ is small" in texts["chapter_figures"]
         assert "| [04_block_spectra](notebooks/04_block_spectra.ipynb) | 1.5 | 7 |" in texts["runs"]
 

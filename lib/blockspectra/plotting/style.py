@@ -23,6 +23,7 @@ MODEL = {  # shades of the family's colour; markers or dashes tell them apart to
     "MLP-mixer": FAMILY["MLP-mixer"],
     "ViT": "#7a3500",
     "BERT": "#f2996b",
+    "GPT2-nano": "#b03060",
     "GPT": FAMILY["Transformer"],
 }
 STYLE = {

@@ -1,12 +1,15 @@
 """Blockwise spectra of the paper's models at initialisation (chapters 04 to 06, 08 to 10)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
+import numpy as np
+import pandas as pd
 from torch import nn
 
 from blockspectra.blocks import Block, partition
 from blockspectra.cost import Cost, estimate
+from blockspectra.distance import heterogeneity, js0, rms
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import Estimate, combine
@@ -44,8 +47,9 @@ class InitialSpectra(Job):
     probes: int = 4
     device: str = "cpu"
     blocks: str = "all"  #: or "chosen", see `chosen_blocks`
+    statistics: str = "running"  #: of BatchNorm, as in the released code; or "batch"
 
-    ADDED = {"blocks": "all"}  # noqa: RUF012  a class attribute of `Job`
+    ADDED = {"blocks": "all", "statistics": "running"}  # noqa: RUF012  a class attribute of `Job`
 
     data_key = setups.data_key
 
@@ -72,12 +76,13 @@ class InitialSpectra(Job):
     def compute(self, store: Store) -> Spectra:
         """Return the spectra; ``meta`` says what was measured."""
         made = self.setup()
+        if self.statistics == "batch":
+            made.problem.model.train()
+            made.problem.batch_statistics = True
         blocks = self.partition(made.problem.model)
         settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
         result = block_spectra(made.problem, blocks, **settings, checkpoint=store.unfinished(self))
-        about = asdict(self)
-        if self.blocks == "all":
-            del about["blocks"]  # as in results from before there was a choice
+        about = {k: v for k, v in asdict(self).items() if self.ADDED.get(k) != v}
         result.meta.update(about, **made.about)
         return result
 
@@ -111,6 +116,70 @@ def jobs(
     ]
 
 
+def deeper(size: str) -> list[InitialSpectra]:
+    """Declare what more samples, steps and probes are tried on: ResNet18 at its own size."""
+    if size != "paper":
+        return []
+    settings = {"steps": 30, "probes": 3, "blocks": "chosen"}
+    return [InitialSpectra("resnet", size, samples=8, batches=4, **settings)]
+
+
+def variants(preset: str) -> list[InitialSpectra]:
+    """Declare other ways to measure the reduced models, for the full preset: quick spectra.
+
+    Five initialisations at 64 samples; other partitions; the paper's standard deviations as they
+    are; BatchNorm by the statistics of the batch (it changes only the ResNet).
+    """
+    if preset != "full":
+        return []
+    quick, jobs = {"steps": 6, "probes": 2}, []
+    for model in setups.REDUCED:
+        jobs += [InitialSpectra(model, **quick, by=by) for by in ("tensor", "layer", "head")]
+        jobs.append(InitialSpectra(model, **quick, literal_init=True))
+        jobs.append(InitialSpectra(model, **quick, statistics="batch"))
+    for model in ("vgg", "resnet", "vit", "gpt"):  # thousands of blocks: one probe, no λ_max
+        jobs.append(InitialSpectra(model, steps=2, probes=1, by="neuron"))
+    many = [(model, seed) for seed in range(5) for model in setups.REDUCED]
+    return jobs + [InitialSpectra(model, samples=64, seed=seed, **quick) for model, seed in many]
+
+
+def variant(one: Spectra) -> str:
+    """Say in which way of `variants` a spectrum was measured."""
+    about = {"samples": 8, "by": "tensor", "literal_init": False, "statistics": "running"}
+    words = {
+        "samples": "{} samples, five seeds",
+        "by": "blocks by {}",
+        "literal_init": "the paper's standard deviations",
+        "statistics": "BatchNorm by the batch",
+    }
+    found = [k for k, usual in about.items() if one.meta.get(k, usual) != usual]
+    return words[found[0]].format(one.meta[found[0]]) if found else "8 samples"
+
+
+def scales(measured: Sequence[Spectra]) -> pd.DataFrame:
+    """Scale of every block of some models.
+
+    Returns
+    -------
+    DataFrame
+        model, number (position of the block), block, largest, rms, trace (|tr H|/size).
+    """
+    parts = [
+        pd.DataFrame(
+            {
+                "model": one.meta["title"],
+                "number": range(len(one.names)),
+                "block": one.names,
+                "largest": one.largest,
+                "rms": rms(one),
+                "trace": np.abs(np.nanmean(one.moment(1), 1)),
+            }
+        )
+        for one in measured
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
 def sweep_of_samples(
     sweep: str,
     sweep_samples: list[int],
@@ -137,3 +206,38 @@ def over_seeds(
     for one in measured:
         estimates.setdefault(one.meta["title"], []).append(statistic(one))
     return {title: combine(several) for title, several in estimates.items()}
+
+
+def by_measure(measured: Sequence[Spectra]) -> pd.DataFrame:
+    """Heterogeneity of some models under every measure, averaged over seeds.
+
+    Beside those of `heterogeneity`, the paper's kind of sum with each block's spectrum divided by
+    its largest eigenvalue, which leaves the shapes to be compared.
+
+    Returns
+    -------
+    DataFrame
+        measure, model, family, unit, value, standard_error.
+    """
+    tables = []
+    for one in measured:
+        largest = one.largest[:, None, None]
+        shapes = replace(one, alpha=one.alpha / largest, beta=one.beta / largest)
+        table = heterogeneity(one)
+        table.loc["sum, raw, blocks / λ_max"] = (*js0(shapes, measure="sum", axis="raw"), "1")
+        about = {"model": one.meta["title"], "family": one.meta["family"]}
+        tables.append(table.rename_axis("measure").reset_index().assign(**about))
+    keys = ["measure", "model", "family", "unit"]
+    groups = pd.concat(tables).groupby(keys, sort=False)[["value", "standard_error"]]
+    rows = [(*key, *combine(part.to_numpy())) for key, part in groups]
+    return pd.DataFrame(rows, columns=[*keys, "value", "standard_error"])
+
+
+def least_over_largest(table: pd.DataFrame, measure: str) -> Estimate:
+    """Least of the Transformers over the largest of the CNNs in a table of `by_measure`."""
+    part = table[table["measure"] == measure]
+    low = part[part["family"] == "Transformer"].nsmallest(1, "value").iloc[0]
+    high = part[part["family"] == "CNN"].nlargest(1, "value").iloc[0]
+    value = low["value"] / high["value"]
+    relative = [one["standard_error"] / one["value"] for one in (low, high)]
+    return Estimate(value, value * float(np.hypot(*relative)))

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor
 
 from blockspectra.blocks import Block, partition
+from blockspectra.distance import log_spread, rms
 from blockspectra.hessian import block_products
 from blockspectra.problem import Problem
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
+from blockspectra.statistics import combine
 from companion import setups
 from companion.experiments.initial_spectra import ORDER
 from companion.setups import setup
@@ -24,6 +27,7 @@ from companion.store import Job, Store
 
 EPSILON = 1e-8  # Adam's
 ROW_PROBES = 16  # random signs for the norms of the Hessian's rows
+ORDERS = 20  # in which one number a block is given to other blocks, as a control
 
 #: what P is made of, and what that tells
 SCALINGS = {
@@ -183,3 +187,67 @@ def jobs(
         for scaling in setups.names(scalings)
         for name in setups.names(model)
     ]
+
+
+def spreads(measured: Sequence[Spectra]) -> pd.DataFrame:
+    """Spread over blocks in each of the coordinates, those with one number a block among them.
+
+    Returns
+    -------
+    DataFrame
+        model, family, scaling (of `SCALINGS`, "block" or "moved"), of (see `log_spread`), seed,
+        mean, standard_error (over probes); decades.
+    """
+    rows = []
+    for one in measured:
+        shown = {one.meta["scaling"]: [one]}
+        if one.meta["scaling"] == "none":
+            generator = np.random.default_rng(one.meta["seed"])
+            orders = [generator.permutation(len(one.names)) for _ in range(ORDERS)]
+            shown["block"] = [by_block(one)]
+            shown["moved"] = [by_block(one, order=order) for order in orders]
+        for scaling, several in shown.items():
+            for of in ("rms", "largest", "trace"):
+                found = np.mean([log_spread(each, of) for each in several], axis=0)
+                about = [one.meta[key] for key in ("title", "family", "seed")]
+                rows.append((*about, scaling, of, *found))
+    columns = ["model", "family", "seed", "scaling", "of", "mean", "standard_error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
+    """Average `spreads` over seeds; the standard errors join those over probes with the spread."""
+    keys = ["model", "family", "scaling", "of"]
+    groups = table.groupby(keys, sort=False)[["mean", "standard_error"]]
+    found = {key: combine(list(part.itertuples(index=False))) for key, part in groups}
+    frame = pd.DataFrame(found.values(), pd.MultiIndex.from_tuples(found, names=keys))
+    return frame.reset_index()
+
+
+def by_exponent(measured: Sequence[Spectra], exponents: Sequence[float]) -> pd.DataFrame:
+    """Spread of the RMS eigenvalue with a block's mean v̂ to several powers as P."""
+    rows = [
+        (raw.meta["title"], raw.meta["seed"], power, log_spread(by_block(raw, power), "rms").mean)
+        for raw in measured
+        if raw.meta["scaling"] == "none"
+        for power in exponents
+    ]
+    return pd.DataFrame(rows, columns=["model", "seed", "exponent", "spread"])
+
+
+def block_sizes(measured: Sequence[Spectra]) -> pd.DataFrame:
+    """Root mean square eigenvalue of each block beside the geometric mean of its model's, seed 0.
+
+    Returns
+    -------
+    DataFrame
+        model, block, number, and a column a scaling.
+    """
+    parts = {}
+    for one in measured:
+        if one.meta["seed"] == 0:
+            logs = np.log10(rms(one))
+            table = parts.setdefault(one.meta["title"], pd.DataFrame({"block": one.names}))
+            table[one.meta["scaling"]] = 10 ** (logs - logs.mean())
+    named = [part.assign(model=title, number=part.index) for title, part in parts.items()]
+    return pd.concat(named, ignore_index=True)

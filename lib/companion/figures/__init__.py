@@ -14,6 +14,7 @@ from blockspectra.plotting.spectra import (
 )
 from blockspectra.plotting.style import lines, use_style
 from companion.figures.benchmarks import cost_growth, cost_ratios, peak_memory
+from companion.figures.blocks import numbers_by_block
 from companion.figures.distances import distance_maps, heterogeneity_by_measure
 from companion.figures.full_spectra import (
     contrast_by_stage,
@@ -28,6 +29,7 @@ from companion.figures.man_made import (
     accuracy_against_spread,
 )
 from companion.figures.matrices import hessian_maps, outside_by_classes, share_by_stage
+from companion.figures.preconditioned import spread_by_coordinates
 from companion.figures.quadratics import (
     adam_bound,
     gd_bound,
