@@ -31,6 +31,7 @@ from companion.experiments import (
     estimator_accuracy,
     independent_check,
     initial_spectra,
+    interventions,
     man_made_mlp,
     optimizer_comparison,
     preconditioned_spectra,
@@ -60,6 +61,7 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
     "10_quadratics": [quadratic_runs.jobs],
     "11_theory": [quadratic_runs.families],
     "20_what_adam_sees": [preconditioned_spectra.jobs],
+    "21_interventions": [interventions.jobs, interventions.scales],
 }
 
 

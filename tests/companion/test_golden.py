@@ -28,6 +28,7 @@ from companion.experiments.estimator_accuracy import (
     HeterogeneityBias,
 )
 from companion.experiments.initial_spectra import InitialSpectra
+from companion.experiments.interventions import BlockScales, Interventions
 from companion.experiments.man_made_mlp import ManMadeComparison, ManMadeRuns, ManMadeSpectra
 from companion.experiments.optimizer_comparison import OptimizerComparison, TrainingRun
 from companion.experiments.pretraining import (
@@ -107,6 +108,11 @@ JOBS: dict[Job, tuple] = {
     TrainingRun("vgg", "momentum", 0.1, 0, **RUN): ("training", score),
     TrainingRun("gpt", "adamw", 0.01, 0, **RUN): ("training", score),
     OptimizerComparison("vgg", seeds=1, rates=3, **RUN): ("training", gap_and_scores),
+    BlockScales("gpt", "tiny", 8, gradients=2): ("spectra", medians("square", "largest", "rms")),
+    Interventions("gpt", seeds=1, arms=("momentum", "gradient", "adamw"), **RUN): (
+        "training",
+        gap_and_scores,
+    ),
     ManMadeSpectra(3.0, steps=12, samples=32, probes=2, **MLP): ("spectra", of_spectra),
     ManMadeRuns(3.0, "adam", (0.01, 0.03), (0, 1), batch=16, steps=20, **MLP): (
         "training",
@@ -149,9 +155,11 @@ def of_data() -> dict[str, float]:
         "photographs": datasets.photographs(crops=2, size=8),
         "MNIST": datasets.mnist(size=7),
         "digits": datasets.digits("test"),
+        "Fashion-MNIST": datasets.fashion("test", images=4),
         "Shakespeare": datasets.shakespeare(windows=4),
         "dialogue": datasets.dialogue(windows=4, vocabulary=100),
         "encyclopedia": datasets.encyclopedia(windows=4),
+        "encyclopedia, 4,000 tokens": datasets.encyclopedia(windows=4, vocabulary=4000),
     }
     weights = torch.linspace(1, 2, 64, dtype=torch.float64)
     return {

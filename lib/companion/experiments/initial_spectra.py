@@ -23,6 +23,7 @@ ORDER = (
     "vit",
     "nano",
     "gpt",
+    "gpt-bpe",
     "resnet",
     "bert",
 )  # cheapest product first

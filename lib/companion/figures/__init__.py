@@ -39,4 +39,4 @@ from companion.figures.quadratics import (
     scatter,
     steps_by_case,
 )
-from companion.figures.training import rate_search, training_curves
+from companion.figures.training import gap_closed, rate_search, training_curves
