@@ -7,12 +7,12 @@ as if it had been computed. Each test has a store of its own in a temporary fold
 import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
