@@ -35,6 +35,7 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "11_theory": [],
     "12_your_model": [],
     "20_what_adam_sees": [],
+    "21_interventions": [],
     "30_benchmarks": [],
 }
 # slots: these keep two processes busy nearly all the time, the others a core and a bit

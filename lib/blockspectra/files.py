@@ -25,10 +25,7 @@ def save_arrays(path: Path, header: dict, arrays: dict[str, np.ndarray]) -> Path
 def load_arrays(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """Read header and arrays that `save_arrays` wrote; nothing in the file is run (no pickle).
 
-    Raises
-    ------
-    ValueError
-        If the file is truncated, altered or not such a file: delete it and compute again.
+    Raises a ValueError if the file is truncated, altered or not such a file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -29,7 +29,9 @@ from blockspectra.slq import progress_wanted
 from companion.experiments import (
     block_diagonality,
     estimator_accuracy,
+    independent_check,
     initial_spectra,
+    interventions,
     man_made_mlp,
     optimizer_comparison,
     preconditioned_spectra,
@@ -47,7 +49,10 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
     "01_block_diagonal_hessian": [block_diagonality.shares, block_diagonality.pictures],
     "02_estimator_accuracy": [estimator_accuracy.jobs],
     "03_full_spectra": [spectra_during_training.jobs],
-    "04_block_spectra": [initial_spectra.jobs, initial_spectra.deeper],
+    "04_block_spectra": [
+        *(initial_spectra.jobs, initial_spectra.deeper, initial_spectra.variants),
+        independent_check.jobs,
+    ],
     "05_block_heterogeneity": [initial_spectra.jobs, initial_spectra.sweep_of_samples],
     "06_adam_vs_sgd": [optimizer_comparison.jobs, initial_spectra.jobs],
     "07_man_made_mlp": [man_made_mlp.comparisons, man_made_mlp.spectra],
@@ -56,6 +61,7 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
     "10_quadratics": [quadratic_runs.jobs],
     "11_theory": [quadratic_runs.families],
     "20_what_adam_sees": [preconditioned_spectra.jobs],
+    "21_interventions": [interventions.jobs, interventions.scales],
 }
 
 

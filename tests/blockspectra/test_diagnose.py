@@ -241,14 +241,6 @@ class TestPage:
         assert len(set(texts)) == 3
         assert all("Net<b>&" in text and len(text) > 80 for text in texts)
 
-    def test_fits_a_phone(self, page):
-        assert ("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}) in (
-            page.tags
-        )
-        wide = [i for i, (_, a) in enumerate(page.tags) if a.get("class") == "wide"]
-        tables = [i for i, (tag, _) in enumerate(page.tags) if tag == "table"]
-        assert [i + 1 for i in wide] == tables  # each scrolls by itself
-
     def test_names_are_text_and_not_tags(self, page):
         assert "b" not in {tag for tag, _ in page.tags}
         assert "Hessian of Net<b>&, block by block" in page.text

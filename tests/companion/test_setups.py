@@ -11,7 +11,7 @@ import torch
 
 from blockspectra import block_spectra, partition
 from companion.models import gpt, vgg
-from companion.setups import ARCHITECTURES, REDUCED, setup
+from companion.setups import ARCHITECTURES, REDUCED, load, setup
 
 FAMILIES = {
     "vgg": "CNN",
@@ -95,6 +95,24 @@ def test_a_reduced_model_keeps_the_gain_of_the_papers_initialisation(
         assert values.std().item() == pytest.approx(expected, rel=5 / (2 * values.numel()) ** 0.5)
 
 
+def test_a_medium_model_sees_the_data_that_take_longer():
+    made = {name: setup(name, "medium", samples=4) for name in [*REDUCED, "gpt-bpe"]}
+    names = {name: one.data.name for name, one in made.items()}
+    assert {names[name] for name in ("vgg", "resnet", "mixer", "vit")} == {
+        "Fashion-MNIST 28x28, train"
+    }
+    assert names["gpt"].startswith("Shakespeare")
+    assert names["gpt-bpe"].startswith("encyclopedia")
+    assert made["gpt-bpe"].data.classes == made["bert"].data.classes == 4000
+    for name, one in made.items():
+        assert setup(name, "medium", samples=4, seed=1).data.checksum != one.data.checksum
+        assert load(name, "medium", 4, 0, "test").name.endswith("test")
+        loss = one.problem.value(one.problem.batches[0]).item()
+        assert 0.5 * log(one.data.classes) < loss < 3 * log(one.data.classes)
+    std = made["gpt-bpe"].problem.model.wpe.weight.std().item()  # GPT2's gain, at width 64
+    assert std == pytest.approx(0.02 * (768 / 64) ** 0.5, rel=0.05)
+
+
 def test_the_caption_names_model_size_data_and_what_the_data_stand_for():
     caption = setup("vgg", "tiny", samples=2).caption
     assert caption.startswith("VGG, 1,778 parameters, photographs")
@@ -113,7 +131,7 @@ def test_the_output_of_every_model_has_as_many_classes_as_its_data():
     ("arguments", "sentence"),
     [
         (("gtp",), "Unknown model 'gtp': choose one of vgg, resnet, mixer, vit, bert, gpt"),
-        (("gpt", "huge"), "Unknown size 'huge' of gpt: choose one of tiny, small, paper"),
+        (("gpt", "huge"), "Unknown size 'huge' of gpt: choose one of tiny, small, medium, paper"),
     ],
 )
 def test_an_unknown_model_or_size_is_refused(arguments, sentence):

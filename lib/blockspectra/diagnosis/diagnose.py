@@ -45,18 +45,13 @@ def diagnose(
     problem : Problem
         The model in evaluation mode, a loss and batches.
     blocks : sequence of Block, optional
-        From `partition`; by default a weight matrix or kernel a block, fused Q, K, V apart.
+        From `partition`; by default a weight matrix or kernel a block, Q, K and V split if fused.
     steps, probes, seed, memory, checkpoint, progress
         As for `block_spectra`.
     name : str, optional
         What to call the model in the report; by default its class.
     quiet : bool
         Do not print the cost.
-
-    Returns
-    -------
-    Diagnosis
-        Print it, show it in a notebook, or ``save`` it.
 
     Raises
     ------

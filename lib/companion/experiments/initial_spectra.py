@@ -23,6 +23,7 @@ ORDER = (
     "vit",
     "nano",
     "gpt",
+    "gpt-bpe",
     "resnet",
     "bert",
 )  # cheapest product first
@@ -46,8 +47,9 @@ class InitialSpectra(Job):
     probes: int = 4
     device: str = "cpu"
     blocks: str = "all"  #: or "chosen", see `chosen_blocks`
+    statistics: str = "running"  #: of BatchNorm, as in the released code; or "batch"
 
-    ADDED = {"blocks": "all"}  # noqa: RUF012  a class attribute of `Job`
+    ADDED = {"blocks": "all", "statistics": "running"}  # noqa: RUF012  a class attribute of `Job`
 
     data_key = setups.data_key
 
@@ -74,12 +76,13 @@ class InitialSpectra(Job):
     def compute(self, store: Store) -> Spectra:
         """Return the spectra; ``meta`` says what was measured."""
         made = self.setup()
+        if self.statistics == "batch":
+            made.problem.model.train()
+            made.problem.batch_statistics = True
         blocks = self.partition(made.problem.model)
         settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
         result = block_spectra(made.problem, blocks, **settings, checkpoint=store.unfinished(self))
-        about = asdict(self)
-        if self.blocks == "all":
-            del about["blocks"]  # as in results from before there was a choice
+        about = {k: v for k, v in asdict(self).items() if self.ADDED.get(k) != v}
         result.meta.update(about, **made.about)
         return result
 
@@ -119,6 +122,38 @@ def deeper(size: str) -> list[InitialSpectra]:
         return []
     settings = {"steps": 30, "probes": 3, "blocks": "chosen"}
     return [InitialSpectra("resnet", size, samples=8, batches=4, **settings)]
+
+
+def variants(preset: str) -> list[InitialSpectra]:
+    """Declare other ways to measure the reduced models, for the full preset: quick spectra.
+
+    Five initialisations at 64 samples; other partitions; the paper's standard deviations as they
+    are; BatchNorm by the statistics of the batch (it changes only the ResNet).
+    """
+    if preset != "full":
+        return []
+    quick, jobs = {"steps": 6, "probes": 2}, []
+    for model in setups.REDUCED:
+        jobs += [InitialSpectra(model, **quick, by=by) for by in ("tensor", "layer", "head")]
+        jobs.append(InitialSpectra(model, **quick, literal_init=True))
+        jobs.append(InitialSpectra(model, **quick, statistics="batch"))
+    for model in ("vgg", "resnet", "vit", "gpt"):  # thousands of blocks: one probe, no λ_max
+        jobs.append(InitialSpectra(model, steps=2, probes=1, by="neuron"))
+    many = [(model, seed) for seed in range(5) for model in setups.REDUCED]
+    return jobs + [InitialSpectra(model, samples=64, seed=seed, **quick) for model, seed in many]
+
+
+def variant(one: Spectra) -> str:
+    """Say in which way of `variants` a spectrum was measured."""
+    about = {"samples": 8, "by": "tensor", "literal_init": False, "statistics": "running"}
+    words = {
+        "samples": "{} samples, five seeds",
+        "by": "blocks by {}",
+        "literal_init": "the paper's standard deviations",
+        "statistics": "BatchNorm by the batch",
+    }
+    found = [k for k, usual in about.items() if one.meta.get(k, usual) != usual]
+    return words[found[0]].format(one.meta[found[0]]) if found else "8 samples"
 
 
 def scales(measured: Sequence[Spectra]) -> pd.DataFrame:

@@ -5,17 +5,23 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from blockspectra.problem import cross_entropy
 from companion import datasets, setups
+from companion.datasets import Data
 from companion.rate_search import last, search, windowed
 from companion.setups import Setup, setup
 from companion.store import Job, Store
-from companion.training import OPTIMIZERS, train
+from companion.training import OPTIMIZERS, Optimizer, train
 
 MIDDLE = {"momentum": -3, "adamw": -5}  # exponents of `rate_of` to search around: 0.03 and 0.003
-ORDER = ("vgg", "mixer", "vit", "gpt", "bert", "resnet")  # by what a step takes
+ORDER = ("vgg", "mixer", "vit", "gpt", "gpt-bpe", "bert", "resnet")  # by what a step takes
+MOST = {"gpt-bpe": 9500, "bert": 7800}  # windows that the texts have, nearly
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,13 @@ class TrainingRun(Job):
     """One run of one optimizer at one rate: ``steps`` steps on batches of ``batch``.
 
     ``samples`` training sequences or images; the seed draws initialisation, data and order. The
-    loss is kept as means over ``windows`` windows; the score is its mean over the last tenth.
+    loss is kept as means over ``windows`` windows; the score is its mean over the last tenth. The
+    trained model is evaluated on ``test_samples`` of the test part, if any.
     """
 
     NAME = "run-{model}-{optimizer}"
     FOLDER = "runs"
+    ADDED = {"test_samples": 0}  # noqa: RUF012  a class attribute of `Job`
 
     model: str
     optimizer: str
@@ -39,24 +47,41 @@ class TrainingRun(Job):
     steps: int = 200
     windows: int = 50
     device: str = "cpu"
+    test_samples: int = 0
 
     data_key = setups.data_key
 
     def compute(self, store: Store) -> pd.DataFrame:
-        """Return one row a window: step, loss, optimizer, rate, seed, score."""
+        """Return one row a window: step, loss, optimizer, rate, seed, score.
+
+        With test samples also test_loss (nats, ``inf`` where training diverged) and test_accuracy.
+        """
         settings = {"samples": self.samples, "seed": self.seed, "device": self.device}
-        return trained(setup(self.model, self.size, **settings), self)
+        made = setup(self.model, self.size, **settings)
+        table = trained(made, self, self.stepper(store, made))
+        if not self.test_samples:
+            return table
+        test = setups.load(self.model, self.size, self.test_samples, self.seed, "test")
+        loss, accuracy = evaluated(made.problem.model, test, self.batch, self.device)
+        loss = loss if np.isfinite([loss, table["score"].iloc[0]]).all() else np.inf
+        return table.assign(test_loss=loss, test_accuracy=accuracy)
+
+    def stepper(self, store: Store, made: Setup) -> Optimizer:
+        """Return what takes the steps, by its name."""
+        return OPTIMIZERS[self.optimizer]
 
 
 @dataclass(frozen=True)
 class OptimizerComparison(Job):
     """SGD with momentum against AdamW on one model, each at the best rate of a search.
 
-    `compare` explains ``rates`` and ``seeds``; other fields as in `TrainingRun`.
+    `compare` explains ``rates``, ``seeds``, ``repeats`` and ``refined``; other fields as in
+    `TrainingRun`.
     """
 
     NAME = "contest-{model}"
     TITLE = "{model}"
+    ADDED = {"test_samples": 0, "repeats": 2, "refined": False}  # noqa: RUF012
 
     model: str
     size: str = "small"
@@ -67,6 +92,9 @@ class OptimizerComparison(Job):
     rates: int = 5
     windows: int = 50
     device: str = "cpu"
+    test_samples: int = 0
+    repeats: int = 2
+    refined: bool = False
 
     data_key = setups.data_key
 
@@ -76,10 +104,10 @@ class OptimizerComparison(Job):
         return self.samples * self.steps * (1 + ORDER.index(self.model))
 
     def compute(self, store: Store) -> pd.DataFrame:
-        """Return all runs: optimizer, rate, seed, part, step, loss, score; one row a window."""
+        """Return all runs: the columns of `TrainingRun` and part; one row a window."""
         shared = asdict(self)
-        seeds, rates = shared.pop("seeds"), shared.pop("rates")
-        return compare(store, partial(TrainingRun, **shared), MIDDLE, rates, seeds)
+        search = {name: shared.pop(name) for name in ("rates", "seeds", "repeats", "refined")}
+        return compare(store, partial(TrainingRun, **shared), MIDDLE, **search)
 
 
 def compare(
@@ -89,11 +117,12 @@ def compare(
     rates: int,
     seeds: int,
     repeats: int = 2,
+    refined: bool = False,
 ) -> pd.DataFrame:
     """Search each optimizer's rate on grids of ``rates`` exponents, or more, around its ``middle``.
 
     Seed 0 runs at all rates, the next ``repeats`` seeds at the two best, and ``seeds`` fresh ones
-    after these at the best.
+    after these at the best. Grids are half-decade ones, ``refined`` by a quarter at the best.
     """
 
     def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
@@ -104,17 +133,30 @@ def compare(
     first = {name: exponent - rates // 2 for name, exponent in middle.items()}
     grids = {name: range(start, start + rates) for name, start in first.items()}
     repeated, fresh = range(1, 1 + repeats), range(1 + repeats, 1 + repeats + seeds)
-    return search(runs, grids, searched=[0], repeated=repeated, fresh=fresh)
+    return search(runs, grids, searched=[0], repeated=repeated, fresh=fresh, refined=refined)
 
 
-def trained(made: Setup, run: Any) -> pd.DataFrame:
+def trained(made: Setup, run: Any, optimizer: Optimizer | None = None) -> pd.DataFrame:
     """Train a model as a run declares; its losses in the rows that a search reads."""
     stream = datasets.stream(made.data, run.batch, run.seed, device=run.device)
-    optimizer = OPTIMIZERS[run.optimizer]
+    optimizer = optimizer or OPTIMIZERS[run.optimizer]
     losses = train(made.problem.model, cross_entropy, stream, optimizer, run.rate, steps=run.steps)
     return windowed(losses, run.windows).assign(
         optimizer=run.optimizer, rate=run.rate, seed=run.seed, score=last(losses)
     )
+
+
+@torch.no_grad()
+def evaluated(model: nn.Module, data: Data, batch: int, device: str) -> tuple[float, float]:
+    """Return the mean loss (nats) and the accuracy over all targets of some data."""
+    loss, right, count = 0.0, 0, 0
+    for inputs, targets in zip(data.inputs.split(batch), data.targets.split(batch), strict=True):
+        inputs, targets = inputs.to(device), targets.to(device).flatten()
+        logits = model(inputs).flatten(0, -2)
+        loss += F.cross_entropy(logits, targets, reduction="sum").item()
+        right += (logits.argmax(-1) == targets).sum().item()
+        count += (targets >= 0).sum().item()  # others are not predicted
+    return loss / count, right / count
 
 
 def jobs(
@@ -126,7 +168,17 @@ def jobs(
     train_seeds: int,
     rates: int,
     device: str = "cpu",
+    test_samples: int = 0,
+    repeats: int = 2,
+    refined: bool = False,
 ) -> list[OptimizerComparison]:
     """Declare the comparisons of several models; parameters are those of chapter 06."""
-    shared = (size, train_samples, batch, train_steps, train_seeds, rates)
-    return [OptimizerComparison(name, *shared, device=device) for name in setups.names(model)]
+    shared = (batch, train_steps, train_seeds, rates)
+    added = {"test_samples": test_samples, "repeats": repeats, "refined": refined}
+    counts = {
+        name: min(train_samples, MOST.get(name, train_samples)) for name in setups.names(model)
+    }
+    return [
+        OptimizerComparison(name, size, count, *shared, device=device, **added)
+        for name, count in counts.items()
+    ]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ from companion.quadratics.convergence import (
 )
 from companion.quadratics.problem import Quadratic, adam, gd, heavy_ball, sign_descent
 from companion.rate_search import search
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 
 #: exponents of `rate_of` that a search of ``rates`` steps begins with: 0.01 and 0.0003
 FIRST = {"adam": -4, "sign": -7}
@@ -204,21 +205,12 @@ PARTS = ("attn.c_attn.q", "attn.c_attn.v", "mlp.c_proj")  # of a layer of the GP
 
 
 def cases(
-    layer: int,
-    resnet_blocks: str,
-    size: str,
-    samples: int,
-    steps: int,
-    probes: int,
-    literal_init: bool,
-    count: int,
-    quadratics: int,
-    device: str = "cpu",
+    layer: int, resnet_blocks: str, quadratics: int, count: int, **settings: Any
 ) -> dict[tuple[int, str], Case]:
     """Name chapter 10's cases: (number, variant) → case, the first variant of each number first."""
-    shared = {"size": size, "samples": samples, "seed": 0, "literal_init": literal_init}
-    shared |= {"steps": steps, "probes": probes, "device": device}
-    gpt, resnet = (InitialSpectra(name, **shared) for name in ("gpt", "resnet"))
+    gpt, resnet = (
+        declare(InitialSpectra, settings, model=model, seed=0) for model in ("gpt", "resnet")
+    )
     sources = {
         1: (gpt, ("{first}", *(f"h.{layer}.{part}" for part in PARTS))),
         2: (resnet, tuple(resnet_blocks.split())),
@@ -247,27 +239,12 @@ def curves(cases: dict[tuple[int, str], Case], iterations: int) -> list[Quadrati
     return [QuadraticCurves(cases[n, VARIANTS[0]], steps=iterations) for n in (1, 2, 3, 4)]
 
 
-def jobs(
-    layer: int,
-    resnet_blocks: str,
-    size: str,
-    samples: int,
-    steps: int,
-    probes: int,
-    literal_init: bool,
-    count: int,
-    quadratics: int,
-    draws: int,
-    variant_draws: int,
-    iterations: int,
-    device: str = "cpu",
-) -> list[Job]:
+def jobs(**settings: Any) -> list[Job]:
     """Declare all of chapter 10: the spectra first, which its cases are drawn from."""
-    which = (layer, resnet_blocks, size, samples, steps, probes, literal_init, count, quadratics)
-    every = cases(*which, device)
+    every = declare(cases, settings)
     sources = [case.spectra for case in every.values() if case.spectra is not None]
-    counted = counts(every, draws, variant_draws)
-    return [*dict.fromkeys(sources), *counted.values(), *curves(every, iterations)]
+    counted = declare(counts, settings, cases=every)
+    return [*dict.fromkeys(sources), *counted.values(), *curves(every, settings["iterations"])]
 
 
 def families(

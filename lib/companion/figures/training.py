@@ -1,10 +1,10 @@
-"""Figures of training: loss curves of searched optimizers, and what the searches looked like."""
+"""Figures of training: loss curves, what the searches looked like, what closes a gap."""
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blockspectra.plotting.style import COLORBLIND, PAGE, legend, panels
+from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE, legend, panels, typeset
 from companion.training import OPTIMIZERS
 
 OPTIMIZER = {  # colours of families and of optimizers do not meet
@@ -67,4 +67,28 @@ def rate_search(table: pd.DataFrame) -> Figure:
     figure.supxlabel("largest learning rate", fontsize=8)
     figure.supylabel("final training loss (nats)", fontsize=8)
     legend(figure, axes[0])
+    return figure
+
+
+def gap_closed(table: pd.DataFrame) -> Figure:
+    """Draw the final losses of several ways to train, a panel a model: seeds, and their mean.
+
+    ``table``: panel, arm, optimizer, seed, score (nats, ``inf`` where diverged: not drawn). Dashed
+    are the means of the optimizers that have a colour: SGD with momentum, and AdamW.
+    """
+    names, arms = (list(dict.fromkeys(table[column])) for column in ("panel", "arm"))
+    height = 0.6 + 0.17 * len(arms)
+    figure, axes = panels(len(names), 3, height, width=max(PAGE * min(3, len(names)) / 3, COLUMN))
+    for ax, panel in zip(axes, names, strict=True):
+        part = table[(table["panel"] == panel) & np.isfinite(table["score"])]
+        for (arm, optimizer), one in part.groupby(["arm", "optimizer"], sort=False):
+            color, row = OPTIMIZER.get(optimizer, "0.3"), arms.index(arm)
+            ax.plot(one["score"], [row] * len(one), "o", ms=3, mfc="none", color=color)
+            ax.plot(one["score"].mean(), row, "|", ms=9, mew=1.5, color=color)
+            if optimizer in OPTIMIZER:
+                ax.axvline(one["score"].mean(), color=color, lw=0.8, ls="--")
+        ax.set_yticks(range(len(arms)), map(typeset, arms) if ax in axes[::3] else [])
+        ax.set_ylim(len(arms) - 0.5, -0.5)
+        ax.set_title(panel)
+    figure.supxlabel("final training loss (nats)", fontsize=8)
     return figure

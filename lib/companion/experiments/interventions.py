@@ -1,0 +1,326 @@
+r"""What closes the gap between SGD and AdamW: arms of SGD with momentum and a rate for each block.
+
+A gradient that is multiplied by :math:`s_b` before it enters the momentum is a learning rate
+:math:`η s_b` for block b. The factors are fixed at initialisation, by gradients or by curvature, or
+follow the gradients as Adam-mini does (arXiv 2406.16793), or are one a coordinate.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from blockspectra.blocks import Block, partition
+from blockspectra.problem import Problem
+from blockspectra.slq import block_spectra
+from blockspectra.statistics import Estimate, jackknife
+from companion import setups
+from companion.experiments.optimizer_comparison import MIDDLE, MOST, TrainingRun, compare
+from companion.experiments.preconditioned_spectra import mean_squares
+from companion.setups import Setup, setup
+from companion.store import Job, Store
+from companion.training import OPTIMIZERS, Optimizer
+
+#: arm → what it does
+ARMS = {
+    "momentum": "one rate",
+    "gradient": "fixed, gradient^(−1/2)",
+    "shuffled": "the same, shuffled",
+    "sharpness-half": "fixed, λ_max^(−1/2)",
+    "sharpness": "fixed, 1/λ_max",
+    "rms-half": "fixed, λ_rms^(−1/2)",
+    "rms": "fixed, 1/λ_rms",
+    "followed": "followed along training",
+    "coordinate": "fixed, one a coordinate",
+    "adamw": "AdamW",
+}
+#: arm → column of `BlockScales` and the power of it that the rate is proportional to
+RULES = {
+    "gradient": ("square", -0.5),
+    "shuffled": ("square", -0.5),
+    "followed": ("square", -0.5),
+    "coordinate": ("square", -0.5),
+    "sharpness-half": ("largest", -0.5),
+    "sharpness": ("largest", -1.0),
+    "rms-half": ("rms", -0.5),
+    "rms": ("rms", -1.0),
+}
+MOST_FACTOR = 100.0  # a factor is at most this many times the median: some gradients are zero
+MEMORY = 0.95  # AdamW's β₂, for the arm that follows
+
+
+@dataclass(frozen=True)
+class BlockScales(Job):
+    """Sizes of gradient and curvature of each block of a model at initialisation, vectors too.
+
+    Gradients are those of ``gradients`` mini-batches of ``batch``; curvature is that on the first.
+    """
+
+    NAME = "scales-{model}"
+    TITLE = "{model}"
+
+    model: str
+    size: str = "small"
+    batch: int = 16
+    seed: int = 0
+    gradients: int = 16
+    lanczos_steps: int = 8
+    probes: int = 1
+    device: str = "cpu"
+
+    data_key = setups.data_key
+
+    def problem(self) -> Problem:
+        """Make the model and its mini-batches."""
+        count = self.batch * self.gradients
+        settings = {"samples": count, "batches": self.gradients, "device": self.device}
+        return setup(self.model, self.size, **settings, seed=self.seed).problem
+
+    def compute(self, store: Store) -> pd.DataFrame:
+        """Return one row a block: block, entries, square, largest, rms.
+
+        ``square`` is the mean over entries and mini-batches of the squared gradient, ``largest``
+        λ_max from below, ``rms`` the root mean square eigenvalue.
+        """
+        problem = self.problem()
+        blocks = partition(problem.model, vectors=True)
+        squares = mean_squares(problem, blocks)
+        first = Problem(problem.model, problem.loss, problem.batches[:1])
+        lanczos = {"steps": self.lanczos_steps, "probes": self.probes, "seed": self.seed}
+        spectra = block_spectra(first, blocks, **lanczos)
+        return pd.DataFrame(
+            {
+                "block": [block.name for block in blocks],
+                "entries": [block.size for block in blocks],
+                "square": [squares[block.name].mean().item() for block in blocks],
+                "largest": spectra.largest,
+                "rms": np.sqrt(spectra.moment(2).mean(1)),
+            }
+        )
+
+
+def factors(table: pd.DataFrame, arm: str, seed: int = 0) -> np.ndarray:
+    """Relative rates of the blocks of a table of `BlockScales`, (block,) float64.
+
+    Each is at most `MOST_FACTOR` times their median. They are scaled so that the largest product
+    of factor and λ_max is that of one rate for all, 1·λ_max: so a rate that is stable with one is
+    about stable with the other, and searches can start from the same grid. ``shuffled`` draws the
+    order of the blocks' factors from the seed.
+    """
+    column, power = RULES[arm]
+    with np.errstate(divide="ignore"):
+        found = table[column].clip(lower=0).to_numpy() ** power
+    found = np.minimum(found, MOST_FACTOR * np.median(found))
+    if arm == "shuffled":
+        found = np.random.default_rng(seed).permutation(found)
+    sharpness = table["largest"].to_numpy()
+    return found * sharpness.max() / (found * sharpness).max()
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """SGD with momentum whose gradients are multiplied by factors, in place, before each step.
+
+    ``factors`` is called before each step and returns a tensor for each of ``parameters``.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    factors: Callable[[], Sequence[Tensor]]
+
+    def at_rate_one(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """Make PyTorch's optimizer, whose step `train` scales by the rate."""
+        stepper = OPTIMIZERS["momentum"].at_rate_one(parameters)
+
+        def multiply(*_):
+            for parameter, factor in zip(self.parameters, self.factors(), strict=True):
+                parameter.grad.mul_(factor)
+
+        stepper.register_step_pre_hook(multiply)
+        return stepper
+
+
+def spread(blocks: Sequence[Block], values: Sequence[float | Tensor]) -> dict[nn.Parameter, Tensor]:
+    """Write a number, or one an entry, of each block into tensors like the parameters."""
+    tensors = {p: torch.ones_like(p) for block in blocks for p in block.parameters}
+    for block, value in zip(blocks, values, strict=True):
+        (piece,) = block.pieces
+        part = tensors[piece.parameter][piece.index]
+        part.copy_(torch.as_tensor(value).expand(block.size).view(part.shape))
+    return tensors
+
+
+class Followed:
+    """Factors ∝ 1/√v, v the running mean of each block's mean squared gradient, as in Adam-mini.
+
+    They start at ``first``, whatever the size of the gradients.
+    """
+
+    def __init__(self, blocks: Sequence[Block], first: Sequence[float]):
+        self.blocks, self.first = blocks, torch.as_tensor(first)
+        self.parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
+        self.running, self.unit, self.steps = torch.zeros(len(blocks)).double(), None, 0
+
+    def __call__(self) -> list[Tensor]:
+        """Take the gradients in and return the factors."""
+        squares = [
+            block.flatten([p.grad for p in block.parameters]).double().square().mean()
+            for block in self.blocks
+        ]
+        self.steps += 1
+        self.running = MEMORY * self.running + (1 - MEMORY) * torch.stack(squares)
+        size = (self.running / (1 - MEMORY**self.steps)).sqrt().cpu()
+        inverse = (1 / size).clamp(max=MOST_FACTOR * (1 / size).median())
+        if self.unit is None:  # the median block starts with its factor
+            self.unit = (self.first.median() / inverse.median()).item()
+        return list(spread(self.blocks, self.unit * inverse).values())
+
+
+@dataclass(frozen=True)
+class InterventionRun(TrainingRun):
+    """One run of one of `ARMS` between SGD and AdamW; fields as in `TrainingRun`."""
+
+    gradients: int = 16
+
+    MADE_OF = (BlockScales,)
+
+    def scales(self) -> BlockScales:
+        """Declare what the factors are made of, at the run's own initialisation."""
+        return BlockScales(
+            self.model, self.size, self.batch, self.seed, self.gradients, device=self.device
+        )
+
+    def stepper(self, store: Store, made: Setup) -> Optimizer:
+        """Return SGD with the arm's factors."""
+        job = self.scales()
+        blocks = partition(made.problem.model, vectors=True)
+        found = factors(store.get(job), self.optimizer, self.seed)
+        if self.optimizer == "followed":
+            followed = Followed(blocks, found)
+            return Scaled(followed.parameters, followed)
+        if self.optimizer == "coordinate":
+            problem = job.problem()
+            others = partition(problem.model, vectors=True)
+            squares = mean_squares(problem, others)
+            found = coordinates([squares[block.name] for block in blocks], found)
+        fixed = spread(blocks, found)
+        return Scaled(list(fixed), lambda: list(fixed.values()))
+
+
+def coordinates(squares: Sequence[Tensor], found: np.ndarray) -> list[Tensor]:
+    """Factors ∝ 1/√(mean squared gradient) of each entry, around those of the blocks.
+
+    At most `MOST_FACTOR` times their median. Entry i of block b has the factor of b times
+    √(mean square of b / mean square of i).
+    """
+    inverse = [1 / square.sqrt() for square in squares]
+    most = MOST_FACTOR * torch.cat(inverse).median()
+    unit = np.median(found * [square.mean().sqrt().item() for square in squares])
+    return [(unit * one.clamp(max=most)).float() for one in inverse]
+
+
+@dataclass(frozen=True)
+class Interventions(Job):
+    """All `ARMS` on one model, each at the best rate of a search of the same size.
+
+    Fields as in `TrainingRun` and `OptimizerComparison`, whose runs are used where they are there.
+    """
+
+    NAME = "interventions-{model}"
+    TITLE = "{model}"
+    MADE_OF = (TrainingRun, InterventionRun)
+
+    model: str
+    size: str = "small"
+    samples: int = 2000
+    batch: int = 16
+    steps: int = 100
+    seeds: int = 3
+    rates: int = 3
+    arms: tuple[str, ...] = tuple(ARMS)
+    windows: int = 50
+    device: str = "cpu"
+    test_samples: int = 0
+    repeats: int = 0
+
+    data_key = setups.data_key
+
+    def compute(self, store: Store) -> pd.DataFrame:
+        """Return all runs: the columns of `TrainingRun` and part; one row a window."""
+        if unknown := set(self.arms) - set(ARMS):
+            raise ValueError(f"Unknown arm {', '.join(unknown)}: choose from {', '.join(ARMS)}.")
+        names = {field.name for field in fields(TrainingRun)}
+        shared = {name: value for name, value in asdict(self).items() if name in names}
+
+        def run(optimizer: str, **point: float) -> Job:
+            known = TrainingRun if optimizer in OPTIMIZERS else InterventionRun
+            return known(optimizer=optimizer, **point, **shared)
+
+        middle = {arm: MIDDLE.get(arm, MIDDLE["momentum"]) for arm in self.arms}
+        return compare(store, run, middle, self.rates, self.seeds, self.repeats)
+
+
+def closed(table: pd.DataFrame) -> pd.DataFrame:
+    """Say what each arm gains over SGD with momentum, from runs at the best rates.
+
+    One row an arm: loss (nats), gained (nats), its standard_error, share of the gap to AdamW that
+    is closed, its share_error (jackknife over the fresh seeds). A run that has diverged counts with
+    the loss that AdamW began with.
+    """
+    best = table[table["part"] == "best"]
+    shape = {"index": "optimizer", "columns": "seed", "aggfunc": "first", "sort": False}
+    score = best.pivot_table(values="score", **shape)
+    first = best.pivot_table(values="loss", **shape).loc["adamw"]
+    score = score.where(np.isfinite(score), first, axis=1)
+    sgd, adamw = score.loc["momentum"].to_numpy(), score.loc["adamw"].to_numpy()
+    rows = []
+    for arm, losses in score.iterrows():
+        gained = sgd - losses.to_numpy()
+
+        def share(kept: Sequence[int], gained: np.ndarray = gained) -> float:
+            seeds = list(kept)
+            return gained[seeds].sum() / (sgd - adamw)[seeds].sum()
+
+        error = gained.std(ddof=1) / len(gained) ** 0.5 if len(gained) > 1 else np.nan
+        found: Estimate = jackknife(share, len(gained))
+        rows.append([arm, losses.mean(), gained.mean(), error, *found])
+    columns = ["arm", "loss", "gained", "standard_error", "share", "share_error"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def jobs(
+    model: str,
+    arms: str,
+    size: str,
+    train_samples: int,
+    test_samples: int,
+    batch: int,
+    train_steps: int,
+    train_seeds: int,
+    rates: int,
+    device: str = "cpu",
+) -> list[Interventions]:
+    """Declare the comparisons of several models; parameters are those of chapter 21."""
+    shared = (batch, train_steps, train_seeds, rates, tuple(setups.names(arms)))
+    return [
+        Interventions(
+            *(name, size, min(train_samples, MOST.get(name, train_samples)), *shared),
+            device=device,
+            test_samples=test_samples,
+        )
+        for name in setups.names(model)
+    ]
+
+
+def scales(
+    model: str, size: str, batch: int, train_seeds: int, device: str = "cpu"
+) -> list[BlockScales]:
+    """Declare what the factors of the fresh seeds are made of; seed 0 was searched."""
+    seeds = range(1, 1 + train_seeds)
+    return [
+        BlockScales(name, size, batch, seed, device=device)
+        for name in setups.names(model)
+        for seed in seeds
+    ]
