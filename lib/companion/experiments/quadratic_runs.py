@@ -50,8 +50,8 @@ class Case:
         own = "" if self.variant == VARIANTS[0] else f"-{self.variant.replace(' ', '-')}"
         return f"case{self.number}{own}"
 
-    def eigenvalues(self, store: Store) -> tuple[Blocks, ...]:
-        """Draw them, one tuple a quadratic."""
+    def eigenvalues(self, store: Store) -> list[Blocks]:
+        """Draw them, for each quadratic."""
         if self.spectra is None:
             return fixed(self.number, self.quadratics)
         measured = store.get(self.spectra)
@@ -73,7 +73,7 @@ class Family:
         """Both condition numbers."""
         return f"family-{self.kappa:g}-{self.block_kappa:g}"
 
-    def eigenvalues(self, store: Store) -> tuple[Blocks, ...]:
+    def eigenvalues(self, store: Store) -> list[Blocks]:
         """Return them, the same in every quadratic."""
         return family(self.kappa, self.block_kappa, self.quadratics)
 
