@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from blockspectra.spectra import Spectra
-from companion.quadratics.cases import VARIANTS, family, fixed, from_spectra, problem
+from companion.quadratics.cases import VARIANTS, draw, family, fixed, from_spectra
 
 
 def spectra(*diagonals):
@@ -108,10 +108,10 @@ def test_blocks_of_the_family_cannot_be_worse_than_the_whole():
 
 def test_a_problem_is_seeded_and_has_a_start_for_every_draw():
     (blocks,) = fixed(3, 1)
-    quadratic, start = problem(blocks, 4, 7)
+    quadratic, start = draw(blocks, 4, 7)
     assert start.shape == (4, 9)
     assert quadratic.kappa == 5000
-    again, other = problem(blocks, 4, 7), problem(blocks, 4, 8)
+    again, other = draw(blocks, 4, 7), draw(blocks, 4, 8)
     assert torch.equal(again[0].hessian, quadratic.hessian)
     assert torch.equal(again[1], start)
     assert not torch.equal(other[1], start)

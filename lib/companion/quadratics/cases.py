@@ -8,7 +8,7 @@ from torch import Tensor
 
 from blockspectra.distance import ZERO
 from blockspectra.spectra import Spectra
-from companion.quadratics.problem import Quadratic, eigenvalues, sampled_eigenvalues
+from companion.quadratics.quadratic import Quadratic, eigenvalues, sampled_eigenvalues
 
 #: eigenvalues of one quadratic, a tensor a block
 Blocks = list[Tensor]
@@ -82,7 +82,7 @@ def from_spectra(
     return found
 
 
-def problem(blocks: Blocks, draws: int, seed: int) -> tuple[Quadratic, Tensor]:
+def draw(blocks: Blocks, draws: int, seed: int) -> tuple[Quadratic, Tensor]:
     """Rotations of a quadratic and a Gaussian start for each."""
     quadratic = Quadratic.draw(blocks, draws=draws, seed=seed)
     return quadratic, quadratic.gaussian_start(seed=seed)
