@@ -26,6 +26,9 @@ from companion.store import Job, Store, declare
 #: exponents of `rate_of` that a search of ``rates`` steps begins with: 0.01 and 0.0003
 FIRST = {"adam": -4, "sign": -7}
 
+#: how chapter 10 draws Cases 1 and 2; the other variants of `from_spectra` are compared with it
+READING = "shift per block"
+
 Problems = Sequence[tuple[Quadratic, Tensor]]  # with their starts
 
 
@@ -46,7 +49,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Number, and variant where it is not the first."""
+        """Number, and variant where it is not the first of all."""
         own = "" if self.variant == VARIANTS[0] else f"-{self.variant.replace(' ', '-')}"
         return f"case{self.number}{own}"
 
@@ -205,11 +208,11 @@ PARTS = ("attn.c_attn.q", "attn.c_attn.v", "mlp.c_proj")  # of a layer of the GP
 
 
 def cases(
-    layer: int, resnet_blocks: str, quadratics: int, count: int, **settings: Any
+    transformer: str, layer: int, resnet_blocks: str, quadratics: int, count: int, **settings: Any
 ) -> dict[tuple[int, str], Case]:
-    """Name chapter 10's cases: (number, variant) → case, the first variant of each number first."""
+    """Name chapter 10's cases: (number, variant) → case, those with `READING` first."""
     gpt, resnet = (
-        declare(InitialSpectra, settings, model=model, seed=0) for model in ("gpt", "resnet")
+        declare(InitialSpectra, settings, model=model, seed=0) for model in (transformer, "resnet")
     )
     sources = {
         1: (gpt, ("{first}", *(f"h.{layer}.{part}" for part in PARTS))),
@@ -220,23 +223,29 @@ def cases(
         for number in sources
         for variant in VARIANTS
     }
-    cases |= {(number, VARIANTS[0]): Case(number, quadratics) for number in (3, 4)}
-    return dict(sorted(cases.items(), key=lambda item: item[0][1] != VARIANTS[0]))
+    cases |= {(number, READING): Case(number, quadratics) for number in (3, 4)}
+    return dict(sorted(cases.items(), key=lambda item: item[0][1] != READING))
 
 
 def counts(
     cases: dict[tuple[int, str], Case], draws: int, variant_draws: int
 ) -> dict[tuple[int, str], QuadraticCounts]:
-    """Declare the counts of each case; variants after the first have draws of their own number."""
+    """Declare the counts of each case; other readings than `READING` have ``variant_draws``."""
     return {
-        key: QuadraticCounts(case, draws if key[1] == VARIANTS[0] else variant_draws)
+        key: QuadraticCounts(case, draws if key[1] == READING else variant_draws)
         for key, case in cases.items()
     }
 
 
+def counted_at(**settings: Any) -> list[QuadraticCounts]:
+    """Declare the counts of the four cases alone, in the order of their numbers."""
+    counted = declare(counts, settings, cases=declare(cases, settings))
+    return [counted[number, READING] for number in (1, 2, 3, 4)]
+
+
 def curves(cases: dict[tuple[int, str], Case], iterations: int) -> list[QuadraticCurves]:
     """Declare the curves of the four cases, in the order of their numbers."""
-    return [QuadraticCurves(cases[n, VARIANTS[0]], steps=iterations) for n in (1, 2, 3, 4)]
+    return [QuadraticCurves(cases[n, READING], steps=iterations) for n in (1, 2, 3, 4)]
 
 
 def jobs(**settings: Any) -> list[Job]:
