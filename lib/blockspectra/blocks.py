@@ -9,13 +9,14 @@ by output neuron).
 import difflib
 import fnmatch
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 PARTITIONS = ("tensor", "layer", "head", "neuron")
 # the names under which published models keep their attention matrices
@@ -24,7 +25,21 @@ ROLES = {
     "k": {"k", "key", "k_proj", "wk", "to_k", "k_lin", "k_proj_weight"},
     "v": {"v", "value", "v_proj", "wv", "to_v", "v_lin", "v_proj_weight"},
 }
+# fused attention matrices, and those (package, class, name) of them whose code was read: Q over K
+# over V. Others interleave these head by head, or fuse something else under such a name.
 FUSED = {"c_attn", "qkv", "in_proj", "in_proj_weight", "qkv_proj", "to_qkv", "Wqkv"}
+FUSED |= {"query_key_value", "att_proj"}
+KNOWN = {
+    "torch.MultiheadAttention.in_proj_weight",
+    "transformers.GPT2Attention.c_attn",
+    "transformers.DecisionTransformerGPT2Attention.c_attn",
+    "transformers.ImageGPTAttention.c_attn",
+    "transformers.ModernBertAttention.Wqkv",
+    "transformers.MptAttention.Wqkv",
+    "timm.Attention.qkv",
+}
+NANO_GPT = ".CausalSelfAttention.c_attn"  # is copied into many packages
+NO_VALUES = "Parameter {!r} has no values yet: load them or run the model once first."
 HEADS = ("heads", "num_heads", "n_head", "n_heads", "num_attention_heads")
 
 
@@ -82,9 +97,9 @@ class Block:
         for piece, part in zip(
             self.pieces, vector.split([prod(p.shape) for p in self.pieces], -1), strict=True
         ):
-            part = part.to(piece.parameter.dtype).view(*lead, *piece.shape)
+            part = part.to(piece.parameter.dtype).view((*lead, *piece.shape))
             if piece.index:
-                full = part.new_zeros(*lead, *piece.parameter.shape)
+                full = part.new_zeros((*lead, *piece.parameter.shape))
                 full[(slice(None),) * len(lead) + piece.index] = part
                 part = full
             tensors.append(part)
@@ -106,6 +121,7 @@ def partition(
     *,
     vectors: bool = False,
     only: str | Iterable[str] | None = None,
+    fused: Mapping[str, str] | None = None,
 ) -> Partition:
     """Cut the trainable weights of a model into blocks.
 
@@ -113,7 +129,7 @@ def partition(
     ----------
     model : torch.nn.Module
         Any model. Weights tied between modules are one block; frozen ones are left out, with a
-        warning, and listed in ``.frozen`` of the result.
+        warning, and listed in ``.frozen`` of the result. Those without entries are none.
     by : {"tensor", "layer", "head", "neuron"}
         ``tensor``: a weight matrix, convolution kernel or embedding a block, with the Q, K and V of
         a fused attention matrix apart (the paper's default partition; its code measures GPT2 that
@@ -126,6 +142,11 @@ def partition(
         of their layer).
     only : str or iterable of str
         Keep the blocks with these names; shell patterns such as ``"h.*.q"`` are allowed.
+    fused : mapping, str → str, optional
+        Equal parts, one upon the other, of fused weights whose names fit a pattern, such as
+        ``{"*.qkv": "q k v"}``, or ``""`` to leave them whole. By default, those of attention that
+        are known (`KNOWN`), or that a module tells of in an attribute ``fused`` of this form; what
+        only looks like one stays whole, with a warning.
 
     Returns
     -------
@@ -135,8 +156,9 @@ def partition(
     Raises
     ------
     ValueError
-        Unknown ``by``, a name in ``only`` that fits no block, no trainable weight, or
-        ``by="head"`` on attention whose number of heads cannot be found.
+        Unknown ``by``, a name in ``only`` that fits no block, no trainable weight, weights without
+        values, parts in ``fused`` that a weight does not have, or ``by="head"`` on attention whose
+        number of heads cannot be found.
     """
     if by not in PARTITIONS:
         raise ValueError(f"Unknown partition {by!r}: choose one of {', '.join(PARTITIONS)}.")
@@ -145,7 +167,7 @@ def partition(
     if frozen:
         shown = ", ".join(frozen[:5]) + (" …" if len(frozen) > 5 else "")
         warnings.warn(f"Left out because frozen: {shown} ({len(frozen)} in all).", stacklevel=2)
-    blocks = []
+    blocks, unknown = [], []
     layers: dict[str, list[Piece]] = {}
     for parameter, name in names.items():
         label, (module, parent) = _label(name), owners[parameter]
@@ -156,7 +178,16 @@ def partition(
         elif not _is_weight(parameter, name[0]):
             blocks.append(Block(label, (Piece(parameter),)))
         else:
-            blocks += _cut(label, parameter, module, parent, by)
+            parts = _parts(label, parameter, (parent, module), fused or {})
+            unknown += [label] if parts is None and by != "neuron" else []
+            blocks += _cut(label, parameter, module, parent, by, parts or "")
+    if unknown:
+        shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
+        warnings.warn(
+            f"Left whole because the order of what they fuse is not known: {shown} ({len(unknown)} "
+            f"in all); say it, as in fused={{'*.qkv': 'q k v'}}, or '' to leave them so.",
+            stacklevel=2,
+        )
     blocks += [Block(name, tuple(pieces)) for name, pieces in layers.items()]
     if not blocks:
         raise ValueError("The model has no trainable weight: set requires_grad on what to measure.")
@@ -167,19 +198,23 @@ def partition(
 
 def whole(model: nn.Module) -> Block:
     """Return one block of all trainable parameters: its Hessian is the full one."""
-    pieces = tuple(Piece(p) for p in model.parameters() if p.requires_grad)
+    pieces = tuple(Piece(p) for p in _parameters(model)[0] if p.requires_grad)
     if not pieces:
         raise ValueError("The model has no trainable parameter: set requires_grad on some.")
     return Block("all parameters", pieces)
 
 
 def _parameters(model: nn.Module) -> tuple[dict, dict]:
-    """Every parameter once, with all its names and the module and parent that own it first."""
+    """Every parameter with entries once: all its names, the module and parent that own it first."""
     modules = dict(model.named_modules(remove_duplicate=False))
     names: dict[nn.Parameter, list[str]] = {}
     owners = {}
     for path, module in modules.items():
         for key, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
+                raise ValueError(NO_VALUES.format(f"{path}.{key}" if path else key))
+            if not parameter.numel():
+                continue
             names.setdefault(parameter, []).append(f"{path}.{key}" if path else key)
             owners.setdefault(parameter, (module, modules[path.rpartition(".")[0]]))
     return names, owners
@@ -205,16 +240,39 @@ def _is_weight(parameter: Tensor, name: str) -> bool:
     return parameter.ndim >= 2 and (wide >= 2 or name.endswith("weight"))
 
 
-def _cut(label, parameter, module, parent, by: str) -> list[Block]:
-    """Cut one weight: fused attention into Q, K, V; then by head or by neuron where asked."""
+def _parts(label: str, parameter, modules, given: Mapping[str, str]) -> str | None:
+    """Parts that one weight fuses, empty if none; None if it looks fused in an unknown order."""
+    names, last = label.split("="), label.split("=")[0].rpartition(".")[2]
+    for pattern, parts in given.items():
+        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            return parts
+    for module in modules:
+        told = getattr(module, "fused", None)
+        if isinstance(told, Mapping) and last in told:
+            return told[last]
+        for kind in type(module).__mro__:
+            place = f"{kind.__module__.partition('.')[0]}.{kind.__name__}.{last}"
+            if place in KNOWN or place.endswith(NANO_GPT):
+                return "q k v"
+    sizes = {*parameter.shape[:2]}
+    return None if last in FUSED and max(sizes) == 3 * min(sizes) else ""
+
+
+def _cut(label, parameter, module, parent, by: str, fused: str) -> list[Block]:
+    """Cut one weight into what it fuses; then by head or by neuron where asked."""
     axis = 1 if type(module).__name__ == "Conv1D" or "ConvTranspose" in type(module).__name__ else 0
     before = (slice(None),) * axis
     last = label.split("=")[0].rpartition(".")[2]
-    rows = parameter.shape[axis]
+    rows, roles = parameter.shape[axis], fused.split()
     parts = [(label, 0, rows, next((r for r, known in ROLES.items() if last in known), ""))]
-    if last in FUSED and rows == 3 * parameter.shape[1 - axis]:
-        third = rows // 3
-        parts = [(f"{label}.{r}", i * third, (i + 1) * third, r) for i, r in enumerate("qkv")]
+    if roles:
+        size, rest = divmod(rows, len(roles))
+        if rest or len(set(roles)) < len(roles):
+            raise ValueError(
+                f"{label!r} has {rows} rows, which {fused!r} does not cut into equal parts: "
+                f"correct `fused`."
+            )
+        parts = [(f"{label}.{r}", i * size, (i + 1) * size, r) for i, r in enumerate(roles)]
     blocks = []
     for name, start, stop, role in parts:
         step, suffix = stop - start, ""

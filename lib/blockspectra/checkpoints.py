@@ -14,23 +14,13 @@ from blockspectra.lanczos import Tridiagonal
 class Checkpoints:
     """A folder with one file for each finished run, written atomically with a checksum.
 
-    Parameters
-    ----------
-    folder : path
-    about : dict
-        All that a run depends on, as JSON: a folder that holds runs of anything else is refused.
-    writes : bool
-        False where another process saves the same runs.
+    ``about`` is all that a run depends on, as JSON: a folder that holds runs of anything else is
+    refused by a ValueError. ``writes`` is False where another process saves the same runs.
 
     Attributes
     ----------
     found : dict, (block, probe) → Tridiagonal
         The runs of one probe each that were in the folder. A damaged file is named, and left out.
-
-    Raises
-    ------
-    ValueError
-        If the folder holds runs of another problem or other settings.
     """
 
     def __init__(self, folder: str | Path, about: dict, *, writes: bool = True):

@@ -1,10 +1,13 @@
 """Whether a problem has a Hessian, and which derivatives give products with it: `checked`."""
 
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from blockspectra.differences import (
     Differences,
@@ -13,26 +16,33 @@ from blockspectra.differences import (
     displaced,
     root_mean_square,
 )
+from blockspectra.evaluation import CACHE, check_cache, check_mean, check_parameters, evaluated
 from blockspectra.gradient_graph import CHEAP, PLAIN, GradientGraph, graph
 from blockspectra.problem import OutOfMemory, Problem, ProblemError
 
 DIRECTIONS = 4  # displaced points at which a product must also be wrong to be refused
 
 
-def checked(problem: Problem, parameters: Sequence[torch.nn.Parameter]) -> GradientGraph:
+def checked(
+    problem: Problem, parameters: Sequence[nn.Parameter], derivatives: str = CHEAP
+) -> GradientGraph:
     """Refuse, in one sentence, a loss without a Hessian or with products that are not its.
 
-    A product through all parameters, by cheap second derivatives, is compared in each of them with
-    differences of plain gradients. Where the cheap ones raise or differ, or differences cannot
-    tell, it is made by plain ones too, and these are taken unless both agree. All takes about
-    seven gradients of the first batch, twelve where differences are uncertain; call it inside
+    For each batch, a product through all parameters, by cheap second derivatives, is compared in
+    each of them with differences of plain gradients. Where the cheap ones raise or differ, or
+    differences cannot tell, it is made by plain ones too, and these are taken unless both agree.
+    The loss of the first batch repeated, and of any two that follow each other in one, shows
+    whether it is a mean over what batches are weighted by. All takes about eleven gradients a
+    batch, half as many again where differences are uncertain; call it inside
     `Problem.curvature_mode`.
 
     Parameters
     ----------
     problem : Problem
     parameters : sequence of torch.nn.Parameter
-        Those to differentiate in.
+        Those to differentiate in. Warns of those that the loss does not depend on.
+    derivatives : str
+        What to begin with: `CHEAP`, or `PLAIN` with a reason.
 
     Returns
     -------
@@ -42,58 +52,112 @@ def checked(problem: Problem, parameters: Sequence[torch.nn.Parameter]) -> Gradi
     Raises
     ------
     ProblemError
-        Dropout or BatchNorm in training mode, by name; a loss that changes between two
-        evaluations; a loss or a product that is not finite; attention or another function without
-        second derivative; a gradient or a product that is wrong.
+        Parameters that are not the model's, frozen, or in a precision too low; dropout or BatchNorm
+        in training mode, by name; a loss that changes between two evaluations, or changes
+        parameters or buffers, or that is no mean; a loss or a product that is not finite; attention
+        or another function without second derivative; a gradient or a product that is wrong.
     """
+    check_parameters(problem, parameters)
     problem.check_modes()
-    graph, derivatives, wrong = _judged(problem, parameters, 0)
+    losses, unused = [], dict.fromkeys(parameters)
+    for number, batch in enumerate(problem.batches):
+        kept = None  # before another graph is made
+        with _told_of(problem, number):
+            loss, reached = evaluated(problem, batch)
+            losses.append(loss)
+            kept, found = _settled(problem, batch, parameters, loss, derivatives)
+            check_cache(problem, batch, reached, kept)
+        if number and found.startswith(f"{PLAIN}:") and found != derivatives:
+            kept = None
+            return checked(problem, parameters, found)
+        derivatives = derivatives if number else found
+        for p in reached:
+            unused.pop(p, None)
+    check_mean(problem, losses)
+    if unused:
+        warnings.warn(
+            f"The loss does not depend on {', '.join(map(problem.name_of, list(unused)[:3]))} "
+            f"({len(unused)} in all), so their Hessian is 0: leave them out, or look for what cuts "
+            f"them off, such as adapters that eval() merges or a weight that is cached.",
+            stacklevel=2,
+        )
+    if kept is None or len(problem.batches) > 1:
+        kept = None
+        kept = GradientGraph(problem, problem.batches[0], parameters, derivatives)
+    return kept
+
+
+@contextmanager
+def _told_of(problem: Problem, number: int) -> Iterator[None]:
+    """Say in which batch something is wrong, where there are several."""
+    try:
+        yield
+    except OutOfMemory:
+        raise
+    except (ProblemError, RuntimeError) as error:
+        told = str(error)
+        if "backward through the graph a second time" in told:
+            told = CACHE.format("what it kept of its first evaluation")
+        elif not isinstance(error, ProblemError) or len(problem.batches) == 1:
+            raise
+        if len(problem.batches) > 1:
+            told = f"{told.rstrip('.')} (in batch {number + 1} of {len(problem.batches)})."
+        raise ProblemError(told) from error
+
+
+def _settled(
+    problem: Problem, batch: Any, parameters: Sequence[nn.Parameter], loss: float, derivatives: str
+) -> tuple[GradientGraph | None, str]:
+    """Graph of a batch if it is at hand, and the derivatives to take."""
+    kept, found, wrong = _judged(problem, batch, parameters, 0, loss, derivatives)
     for seed in range(1, 1 + DIRECTIONS):
         if wrong:
             with displaced(parameters, seed):
-                graph, derivatives, wrong = _judged(problem, parameters, seed)
-            graph = None
+                loss = problem.value(batch).item()
+                _, found, wrong = _judged(problem, batch, parameters, seed, loss, derivatives)
+            kept = None
     if wrong:
         blame = "look for hooks that change gradients, and for functions with a custom backward"
         raise ProblemError(f"{wrong}: {blame}.")
-    return graph or GradientGraph(problem, problem.batches[0], parameters, derivatives)
+    return kept, found
 
 
 def _judged(
-    problem: Problem, parameters: Sequence[torch.nn.Parameter], seed: int
+    problem: Problem,
+    batch: Any,
+    parameters: Sequence[nn.Parameter],
+    seed: int,
+    loss: float,
+    derivatives: str,
 ) -> tuple[GradientGraph | None, str, str]:
-    """Graph of the first batch if it is at hand, the derivatives to take, and what is wrong.
+    """Graph of a batch if it is at hand, the derivatives to take, and what is wrong.
 
     With seed 0, quickly: what disagrees may be right.
     """
-    batch = problem.batches[0]
-    value = problem.value(batch)
-    if not value.requires_grad:
-        raise ProblemError("The loss does not depend on any trainable parameter of the model.")
-    loss = value.item()
-    del value  # before another graph is made
     found = differences(problem, batch, parameters, seed, both=seed > 0)
     if found.slope_error:
         if seed:
-            _product(problem, found, loss, PLAIN)  # raises with a clearer reason, if it can
+            _product(problem, batch, found, loss, PLAIN)  # raises with a clearer reason, if it can
         return None, "", found.slope_error
-    product, why = None, ""
+    product, why = None, derivatives.removeprefix(f"{PLAIN}: the cheap ones ")
+    if derivatives == CHEAP:
+        try:
+            kept, product = _product(problem, batch, found, loss, CHEAP)
+            why = ""
+        except OutOfMemory:
+            raise
+        except Exception as error:  # a model may do anything with functions not PyTorch's own
+            why = f"raised {type(error.__cause__ or error).__name__}"
+        else:
+            if (wrong := found.wrong(product)) is not None:
+                if not seed:
+                    return None, "", "not yet sure"
+                why = f"differ in {problem.name_of(wrong)}"
+            elif kept.derivatives == PLAIN or not found.unclear:
+                return kept, kept.derivatives, ""
+            del kept  # before another one is made
     try:
-        graph, product = _product(problem, found, loss, CHEAP)
-    except OutOfMemory:
-        raise
-    except Exception as error:  # a model may do anything with functions that are not PyTorch's own
-        why = f"raised {type(error.__cause__ or error).__name__}"
-    else:
-        if (wrong := found.wrong(product)) is not None:
-            if not seed:
-                return None, "", "not yet sure"
-            why = f"differ in {problem.name_of(wrong)}"
-        elif graph.derivatives == PLAIN or not found.unclear:
-            return graph, graph.derivatives, ""
-        del graph  # before another one is made
-    try:
-        graph, right = _product(problem, found, loss, PLAIN)
+        kept, right = _product(problem, batch, found, loss, PLAIN)
     except ProblemError:
         if why:
             raise
@@ -109,23 +173,23 @@ def _judged(
         why = f"differ in {problem.name_of(wrong)}"
     if not why:
         return None, CHEAP, ""
-    graph.derivatives = f"{PLAIN}: the cheap ones {why}"
-    return graph, graph.derivatives, ""
+    kept.derivatives = PLAIN if why == PLAIN else f"{PLAIN}: the cheap ones {why}"
+    return kept, kept.derivatives, ""
 
 
 def _product(
-    problem: Problem, found: Differences, loss: float, derivatives: str
-) -> tuple[GradientGraph, dict[torch.nn.Parameter, Tensor]]:
-    """Graph of the first batch, and the product with all parameters along the direction found."""
+    problem: Problem, batch: Any, found: Differences, loss: float, derivatives: str
+) -> tuple[GradientGraph, dict[nn.Parameter, Tensor]]:
+    """Graph of a batch, and the product with all parameters along the direction found."""
     parameters = list(found.vectors)
-    graph = GradientGraph(problem, problem.batches[0], parameters, derivatives)
-    _check_unchanged(loss, graph.loss.item())
-    _check_nodes(graph)
-    product = graph.second_derivative(parameters, list(found.vectors.values()))
+    kept = GradientGraph(problem, batch, parameters, derivatives)
+    _check_unchanged(loss, kept.loss.item())
+    _check_nodes(kept)
+    product = kept.second_derivative(parameters, list(found.vectors.values()))
     for p, h in zip(parameters, product, strict=True):
         if not bool(torch.isfinite(h).all()):
             raise ProblemError(not_finite(problem.name_of(p)))
-    return graph, dict(zip(parameters, product, strict=True))
+    return kept, dict(zip(parameters, product, strict=True))
 
 
 def _check_unchanged(first: float, second: float) -> None:

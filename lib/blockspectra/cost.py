@@ -21,24 +21,12 @@ SAMPLE = 2**20  # numbers in the vectors that Lanczos itself is timed with
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call of `block_spectra` will take.
+    """What a call of `block_spectra` will take; print it."""
 
-    Attributes
-    ----------
-    products : int
-        Products with a block and a batch.
-    seconds : float
-        In all, on this machine as busy as it is now.
-    gradient : float
-        Seconds of one gradient of one batch: the unit to compare costs in.
-    memory : int
-        Bytes of the process at its peak; on a GPU, of its tensors there.
-    """
-
-    products: int
-    seconds: float
-    gradient: float
-    memory: int
+    products: int  #: with a block and a batch
+    seconds: float  #: in all, on this machine as busy as it is now
+    gradient: float  #: seconds of one gradient of one batch: the unit to compare costs in
+    memory: int  #: bytes of the process at its peak; on a GPU, of its tensors there
 
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.seconds), 60)
@@ -61,18 +49,8 @@ def estimate(
 ) -> Cost:
     """Time one product for each parameter that blocks lie in, and add up.
 
-    Blocks of the same parameters (heads, neurons) cost the same. The first batch stands for all;
-    under a tolerance this is the most that can be needed.
-
-    Parameters
-    ----------
-    problem, blocks, steps, probes, basis, memory
-        As in `block_spectra`.
-
-    Returns
-    -------
-    Cost
-        Print it.
+    Arguments as in `block_spectra`. Blocks of the same parameters (heads, neurons) cost the same.
+    The first batch stands for all; under a tolerance this is the most that can be needed.
     """
     device = blocks[0].parameters[0].device
     dtype = BASES[basis_name(basis, blocks[0].parameters[0].dtype)]

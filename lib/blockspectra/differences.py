@@ -193,38 +193,58 @@ def _direction(parameters: Sequence[nn.Parameter], seed: int) -> dict[nn.Paramet
 
 
 @contextmanager
+def copied(
+    problem: Problem, others: Iterable[Tensor] = (), dtype: torch.dtype | None = None
+) -> Iterator[dict[Tensor, Tensor]]:
+    """Make parameters and buffers of the model copies, and put the originals back on leaving.
+
+    Parameters
+    ----------
+    problem : Problem
+    others : iterable of Tensor, optional
+        More of them, outside of the model.
+    dtype : torch.dtype, optional
+        That of the copies of real numbers; by default each one's own.
+
+    Yields
+    ------
+    dict, parameter or buffer → Tensor
+        The originals' data.
+    """
+    kept = {t: t.data for t in {*problem.model.parameters(), *problem.model.buffers(), *others}}
+    try:
+        for t in kept:
+            real = dtype is not None and t.is_floating_point()
+            t.data = t.data.to(dtype if real else t.dtype, copy=True)
+        yield kept
+    finally:
+        for t, data in kept.items():
+            t.data = data
+
+
+@contextmanager
 def _moved(
     problem: Problem,
     batch: Any,
     vectors: Mapping[nn.Parameter, Tensor],
     dtype: torch.dtype,
 ) -> Iterator[Callable[[float], tuple[float, dict[nn.Parameter, Tensor]]]]:
-    """Yield a function from steps to loss and plain gradient; parameters are put back at the end.
+    """Yield a function from steps to loss and plain gradient, of copies all in the one dtype."""
+    with copied(problem, vectors, dtype) as kept:
 
-    Other parameters and buffers are copies meanwhile, too, all in the one dtype.
-    """
-    tensors = {*problem.model.parameters(), *problem.model.buffers(), *vectors}
-    kept = {t: t.data for t in tensors}
+        def gradient_at(step: float) -> tuple[float, dict[nn.Parameter, Tensor]]:
+            for p, vector in vectors.items():
+                p.data = kept[p].to(dtype) + step * vector.to(dtype)
+            value = problem.value(batch)
+            gradient = [None] * len(vectors)
+            if value.requires_grad:
+                gradient = torch.autograd.grad(value, list(vectors), allow_unused=True)
+            return value.item(), {
+                p: torch.zeros_like(p) if g is None else g
+                for p, g in zip(vectors, gradient, strict=True)
+            }
 
-    def gradient_at(step: float) -> tuple[float, dict[nn.Parameter, Tensor]]:
-        for p, vector in vectors.items():
-            p.data = kept[p].to(dtype) + step * vector.to(dtype)
-        value = problem.value(batch)
-        gradient = [None] * len(vectors)
-        if value.requires_grad:
-            gradient = torch.autograd.grad(value, list(vectors), allow_unused=True)
-        return value.item(), {
-            p: torch.zeros_like(p) if g is None else g
-            for p, g in zip(vectors, gradient, strict=True)
-        }
-
-    try:
-        for t in tensors:
-            t.data = t.data.to(dtype if t.is_floating_point() else t.dtype, copy=True)
         yield gradient_at
-    finally:
-        for t, data in kept.items():
-            t.data = data
 
 
 def _tolerated(products: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, float]:

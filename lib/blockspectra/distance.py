@@ -1,7 +1,7 @@
 r"""Distances between the spectra of blocks, and JS⁰: how heterogeneous a model's blocks are.
 
-Every measure is computed from one thing: the share of each smoothed spectrum in the bins of a grid
-that all blocks share (`shares`). The paper reports JS⁰ at initialisation between 0.09 and 286; a
+Every measure is computed from the mass of each smoothed spectrum in the bins of a grid that all
+blocks share (`binned_density`). The paper reports JS⁰ at initialisation between 0.09 and 286; a
 Jensen–Shannon divergence in nats cannot exceed :math:`\ln 2 ≈ 0.693`, so its number is not one. It
 behaves like the same sum over *densities* without the bin width, kept here as ``measure="sum"``.
 """
@@ -28,12 +28,11 @@ FLOOR = 1e-3  # c of the signed-log axis, as a share of the model's largest |λ|
 MOST_BINS = 50_000  # the released code's number of grid points
 
 
-class Shares(NamedTuple):
+class BinnedDensity(NamedTuple):
     """Smoothed spectra on a grid that all blocks share."""
 
     mass: np.ndarray  #: (block, probe, bin), each probe sums to 1; nan for missing probes
     edges: np.ndarray  #: (bin + 1,) on the axis, uniform
-    unit: str  #: "decades" or "eigenvalue"
 
     @property
     def width(self) -> float:
@@ -46,14 +45,14 @@ def signed_log(values: np.ndarray, scale: float) -> np.ndarray:
     return np.sign(values) * np.log10(1 + np.abs(values) / scale)
 
 
-def shares(
+def binned_density(
     spectra: Spectra,
     *,
     axis: str = "signed-log",
     sigma: float | None = None,
     scale: float | None = None,
     zeros: bool = True,
-) -> Shares:
+) -> BinnedDensity:
     """Put all spectra on one grid.
 
     Parameters
@@ -107,7 +106,7 @@ def shares(
     edges = np.linspace(low, high, bins + 1)
     mass = bin_mass(nodes, weights, edges, sigma)
     mass[~spectra.present] = np.nan
-    return Shares(mass, edges, "eigenvalue" if axis == "raw" else "decades")
+    return BinnedDensity(mass, edges)
 
 
 def pairwise(mass: np.ndarray, width: float, measure: str = "js") -> np.ndarray:
@@ -142,11 +141,11 @@ def js_matrix(spectra: Spectra, *, measure: str = "js", **grid) -> pd.DataFrame:
     """Distances between blocks, labelled, (block, block).
 
     Jensen–Shannon divergence in nats on the signed-log axis by default; see `pairwise` for the
-    measures and `shares` for axis, σ and scale.
+    measures and `binned_density` for axis, σ and scale.
     """
     import pandas as pd  # slow to import
 
-    binned = shares(spectra, **grid)
+    binned = binned_density(spectra, **grid)
     matrix = pairwise(np.nanmean(binned.mass, 1), binned.width, measure)
     return pd.DataFrame(matrix, index=spectra.names, columns=spectra.names)
 
@@ -156,16 +155,11 @@ def js0(spectra: Spectra, *, measure: str = "js", **grid) -> Estimate:
 
     The mean is over unordered pairs; the standard error is the jackknife's over probes (each left
     out in turn), which also covers that the distance is not linear in the densities. Arguments as
-    in `js_matrix`.
-
-    Raises
-    ------
-    ValueError
-        With fewer than two blocks.
+    in `js_matrix`. ValueError with fewer than two blocks.
     """
     if len(spectra.names) < 2:
         raise ValueError("JS⁰ compares blocks: give at least two.")
-    return _mean_over_pairs(shares(spectra, **grid), [measure])[measure]
+    return _mean_over_pairs(binned_density(spectra, **grid), [measure])[measure]
 
 
 def noise_floor(spectra: Spectra, *, measure: str = "js", **grid) -> float:
@@ -176,14 +170,14 @@ def noise_floor(spectra: Spectra, *, measure: str = "js", **grid) -> float:
     """
     if spectra.probes < 2:
         return float("nan")
-    binned = shares(spectra, **grid)
+    binned = binned_density(spectra, **grid)
     probes = (mass[kept] for mass, kept in zip(binned.mass, spectra.present, strict=True))
     halves = [np.stack([p[::2].mean(0), p[1::2].mean(0)]) for p in probes if len(p) > 1]
     return float(np.mean([pairwise(pair, binned.width, measure)[0, 1] for pair in halves]))
 
 
 def zero_share(spectra: Spectra) -> np.ndarray:
-    """Share of each block's eigenvalues that count as zero (``zeros`` of `shares`), (block,)."""
+    """Share of each block's eigenvalues that count as zero, as in `binned_density`, (block,)."""
     nodes, weights = spectra.quadrature
     zero = (weights * (np.abs(nodes) <= ZERO * np.abs(nodes).max())).sum(-1)
     return zero.sum(1) / spectra.counts
@@ -192,15 +186,9 @@ def zero_share(spectra: Spectra) -> np.ndarray:
 def log_spread(spectra: Spectra, of: str = "largest") -> Estimate:
     """Return the standard deviation over blocks of a logarithm, in decades.
 
-    That of λ_max, of the |trace|, or of the root mean square eigenvalue, √(tr H²/size), which
-    Lanczos gives without bias and which depends on no parameter.
-
+    ``of`` "largest" is that of λ_max, "trace" of the |trace|, "rms" of the root mean square
+    eigenvalue, √(tr H²/size), which Lanczos gives without bias and which depends on no parameter.
     Blocks whose value is not positive beyond rounding (a zero Hessian) do not count.
-
-    Parameters
-    ----------
-    spectra : Spectra
-    of : {"largest", "trace", "rms"}
     """
     if of not in ("largest", "trace", "rms"):
         raise ValueError(f"Unknown quantity {of!r}: choose largest, trace or rms.")
@@ -243,7 +231,7 @@ def heterogeneity(spectra: Spectra) -> pd.DataFrame:
     rows = {}
     for axis in AXES:
         unit = {"w1": "decades" if axis == "signed-log" else "eigenvalue"} | units
-        found = _mean_over_pairs(shares(spectra, axis=axis), MEASURES)
+        found = _mean_over_pairs(binned_density(spectra, axis=axis), MEASURES)
         rows |= {f"{m}, {axis}": (*estimate, unit[m]) for m, estimate in found.items()}
     try:
         without = js0(spectra, zeros=False)
@@ -257,7 +245,7 @@ def heterogeneity(spectra: Spectra) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("measure")
 
 
-def _mean_over_pairs(binned: Shares, measures: Sequence[str]) -> dict[str, Estimate]:
+def _mean_over_pairs(binned: BinnedDensity, measures: Sequence[str]) -> dict[str, Estimate]:
     """Mean over unordered pairs of different blocks under several measures, one grid for all."""
     pairs = np.triu_indices(len(binned.mass), 1)
 

@@ -21,13 +21,9 @@ PATIENCE = timedelta(days=30)  # a rank with smaller blocks or batches waits for
 class Ranks:
     """The processes among which batches or blocks are split; to be used in a ``with`` statement.
 
-    Parameters
-    ----------
-    split : {"batches", "blocks"} or None
-        ``batches``: each rank has every world-size-th batch, products are summed over ranks.
-        ``blocks``: each rank computes other runs over all batches. None: this process alone.
-    device : torch.device
-        Where the model is.
+    With the ``split`` "batches", each rank has every world-size-th batch, and products are summed
+    over ranks; with "blocks", each rank computes other runs over all batches; None is this process
+    alone. ``device`` is where the model is.
 
     Attributes
     ----------
@@ -37,11 +33,6 @@ class Ranks:
         Into how many the batches are split: ``size`` or 1.
     neighbours : int
         Ranks, this one too, that share the memory of this machine or GPU.
-
-    Raises
-    ------
-    ValueError
-        On another split, or where no process group was made.
     """
 
     def __init__(self, split: str | None = None, device: torch.device | None = None):
@@ -105,17 +96,8 @@ class Ranks:
     def sum(self, products: list[Tensor], vectors: Sequence[Tensor]) -> list[Tensor]:
         """Sum products over the ranks with other batches, in place; all get the same bits.
 
-        Parameters
-        ----------
-        products : list of Tensor
-            Each this rank's part of a sum.
-        vectors : sequence of Tensor
-            What was multiplied: by their sizes and first numbers ranks know that they do the same.
-
-        Raises
-        ------
-        ValueError
-            On every rank alike, if they are not at the same products.
+        By the sizes and first numbers of the ``vectors`` multiplied, ranks know that they are at
+        the same products; if not, all raise a ValueError.
         """
         if self.parts == 1:
             return products

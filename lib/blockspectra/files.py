@@ -4,6 +4,8 @@ import hashlib
 import json
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +17,15 @@ def save_arrays(path: Path, header: dict, arrays: dict[str, np.ndarray]) -> Path
     Nothing is compressed, nor gathered in memory first: vectors do not shrink, and may fill it.
     """
     sealed = header | {"sha256": _digest(header, arrays)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
-    with temporary.open("wb") as file:
+    with whole(path) as temporary, temporary.open("wb") as file:
         np.savez(file, header=np.array(json.dumps(sealed)), **arrays)
-    temporary.replace(path)
     return path
 
 
 def load_arrays(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """Read header and arrays that `save_arrays` wrote; nothing in the file is run (no pickle).
 
-    Raises
-    ------
-    ValueError
-        If the file is truncated, altered or not such a file: delete it and compute again.
+    Raises a ValueError if the file is truncated, altered or not such a file.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -48,11 +44,23 @@ def load_arrays(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 def write_text(path: Path, text: str) -> Path:
     """Write a text file atomically: it is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
     return path
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Give a path to write to, which becomes this one on leaving; an OSError names the file."""
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise OSError(error.errno, f"{error.strerror or error}, in writing", str(path)) from error
 
 
 def digest(path: Path) -> str:

@@ -42,9 +42,9 @@ class Lanczos:
     Parameters
     ----------
     start : Tensor, (…, d)
-        Start vectors; normalised here.
+        Start vectors; normalised here. ValueError if one is zero or not finite.
     steps : int
-        Lanczos steps m; never more than d are taken.
+        Lanczos steps m, 1 or more; never more than d are taken.
     reorthogonalize : bool
         Orthogonalise twice a step: by the three-term recurrence, then by classical Gram–Schmidt
         against the whole basis. Together they hold the basis orthogonal to rounding error ("twice
@@ -60,14 +60,7 @@ class Lanczos:
     current : Tensor, (…, d) float64
         The vector to be multiplied next: of unit length, or zero where a run has broken down.
     alpha, beta : Tensor, (…, m) float64
-        Coefficients of the steps taken so far, then zeros.
-    step : int
-        Steps taken.
-
-    Raises
-    ------
-    ValueError
-        If ``steps`` is below 1, or a start vector is zero or not finite.
+        Coefficients of the ``step`` steps taken so far, then zeros.
     """
 
     def __init__(
@@ -105,10 +98,7 @@ class Lanczos:
     def absorb(self, product: Tensor) -> None:
         """Take one step with the operator's product with `current`, (…, d) of any float dtype.
 
-        Raises
-        ------
-        ValueError
-            If the product is not finite.
+        Raises a ValueError if the product is not finite.
         """
         j, residual = self.step, product.to(torch.float64, copy=True)
         alpha = torch.linalg.vecdot(self.current, residual)
@@ -160,13 +150,7 @@ def _gram(rows: Tensor) -> Tensor:
 
 
 def basis_name(basis: str, dtype: torch.dtype) -> str:
-    """Return the name in `BASES` that a choice means for a model of this dtype.
-
-    Raises
-    ------
-    ValueError
-        If there is no such basis.
-    """
+    """Return the name in `BASES` that a choice means for a model of this dtype."""
     if basis == "auto":
         return "float64" if dtype == torch.float64 else "float32"
     if basis not in BASES:
@@ -182,24 +166,10 @@ def run_bytes(size: int, steps: int, basis: torch.dtype | None) -> int:
 def lanczos(
     matvec: Callable[[Tensor], Tensor], start: Tensor, steps: int, **options
 ) -> Tridiagonal:
-    """Run Lanczos on a batch of start vectors to its end.
+    """Run Lanczos on a batch of start vectors to its end; arguments as in `Lanczos`.
 
-    Parameters
-    ----------
-    matvec : callable, (…, d) float64 → (…, d) any float dtype
-        Applies a symmetric operator to each vector of the batch.
-    start, steps, **options
-        As in `Lanczos`.
-
-    Returns
-    -------
-    Tridiagonal
-        A run that breaks down (the Krylov space is exhausted) stops there with the exact space.
-
-    Raises
-    ------
-    ValueError
-        If ``steps`` is below 1, a start vector is zero, or a product is not finite.
+    ``matvec`` applies a symmetric operator to each vector of a batch, (…, d) float64. A run that
+    breaks down (the Krylov space is exhausted) stops there with the exact space.
     """
     run = Lanczos(start, steps, **options)
     while not run.done:

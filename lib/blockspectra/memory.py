@@ -13,13 +13,7 @@ PLANNED = 0.8  # share of what is left that is planned with: allocators keep som
 
 
 def in_bytes(memory: str | int) -> int:
-    """Turn an amount such as ``"4GiB"`` into bytes.
-
-    Raises
-    ------
-    ValueError
-        If it is no amount of memory.
-    """
+    """Turn an amount such as ``"4GiB"`` into bytes."""
     found = re.fullmatch(r"\s*([0-9.]+)\s*([KMG]i?B)?\s*", str(memory))
     try:
         return int(float(found[1]) * UNITS[found[2] or ""])
@@ -43,11 +37,8 @@ def in_use(device: torch.device) -> int:
 def available(memory: str | int | None, device: torch.device) -> int:
     """Bytes to plan with, four fifths of what is left; negative where too much is in use already.
 
-    Parameters
-    ----------
-    memory : str, int or None
-        What the whole process may use (on a GPU: its tensors there). None: all that is free.
-    device : torch.device
+    ``memory`` is what the whole process may use (on a GPU: its tensors there). None: all that is
+    free.
     """
     left = free(device) if memory is None else in_bytes(memory) - in_use(device)
     return int(PLANNED * left)

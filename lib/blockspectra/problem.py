@@ -1,7 +1,9 @@
 """`Problem`: one loss on one model and one set of batches."""
 
+import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 
 class ProblemError(ValueError):
@@ -28,21 +30,31 @@ class Problem:
     model : torch.nn.Module
         In evaluation mode, on the device and in the dtype to compute in.
     loss : callable, (model, batch) → scalar Tensor
-        A mean over the batch. Batches are weighted by their size, so the total is the mean over
-        all data and repeating the batches changes nothing. (The code released with the paper sums
-        over micro-batches, which stretches the eigenvalue axis by their number.) For the
-        Gauss–Newton matrix a pair: outputs(model, batch) → Tensor, loss(outputs, batch) → scalar.
+        A mean over the batch. Batches are weighted by how much it is a mean over, so the total is
+        the mean over all data and repeating the batches changes nothing. (The code released with
+        the paper sums over micro-batches, which stretches the eigenvalue axis by their number.) For
+        the Gauss–Newton matrix a pair: outputs(model, batch) → Tensor, loss(outputs, batch) →
+        scalar.
     batches : iterable
         Tensors, tuples or dicts of tensors; the first dimension of the first tensor is the batch's
-        size. Kept as a list.
+        size. Kept as a list; those of a loader are copied, for it may write each into the same
+        memory.
     batch_statistics : bool
-        Allow BatchNorm in training mode, to study it on purpose: the loss is then no mean over
-        samples. Running statistics are put back afterwards.
+        Allow a loss that is no mean over samples, such as BatchNorm's in training mode or a sum, to
+        study it on purpose. Buffers such as running statistics are put back afterwards.
+    weight : callable, batch → number, optional
+        How many things the loss of a batch is a mean over, where these are not its samples: for a
+        language model with labels of -100, ``lambda b: (b["labels"][:, 1:] != -100).sum()``.
+
+    Attributes
+    ----------
+    weights : list of float
+        Share of each batch in the mean.
 
     Raises
     ------
     ProblemError
-        If there is no batch, or one without samples.
+        If there is no batch, one without samples or weight, or a batch instead of a list of them.
     """
 
     def __init__(
@@ -52,7 +64,12 @@ class Problem:
         batches: Iterable[Any],
         *,
         batch_statistics: bool = False,
+        weight: Callable[[Any], float] | None = None,
     ):
+        if isinstance(batches, Tensor | Mapping) or _is_one_batch(batches):
+            raise ProblemError("This is one batch rather than a list of them: give [batch].")
+        if not isinstance(batches, list | tuple):
+            batches = map(_copied, batches)
         self.parts = loss if isinstance(loss, tuple) else None  #: outputs, and the loss of them
         if self.parts:
             outputs, of_outputs = self.parts
@@ -61,12 +78,33 @@ class Problem:
         self.batch_statistics = batch_statistics
         if not self.batches:
             raise ProblemError("The data set is empty: give at least one batch.")
-        sizes = [_batch_size(batch) for batch in self.batches]
-        self.weights = [size / sum(sizes) for size in sizes]  #: share of each batch in the mean
+        sizes = [batch_size(batch) for batch in self.batches]
+        if weight is None and loss is cross_entropy:
+            weight = _number_of_targets
+        if weight is not None:
+            sizes = [float(weight(batch)) for batch in self.batches]
+        for number, size in enumerate(sizes, 1):
+            if not 0 < size < math.inf:
+                raise ProblemError(f"Batch {number} has the weight {size:g}: leave it out.")
+        self.weights = [size / sum(sizes) for size in sizes]
 
     def value(self, batch: Any) -> Tensor:
         """Loss of one batch, checked: a finite scalar that depends on the parameters."""
-        loss = self.loss(self.model, batch)
+        try:
+            loss = self.loss(self.model, batch)
+        except (TypeError, ValueError, AttributeError) as error:
+            if "more than 1 value per channel" in str(error):
+                raise ProblemError(
+                    "BatchNorm in training mode has no statistics of one value: use larger "
+                    "batches, or call model.eval()."
+                ) from error
+            with suppress(Exception):
+                if isinstance(self.loss(batch, self.model), Tensor):
+                    error = ProblemError(
+                        "The loss takes its arguments the other way round: define "
+                        "it as loss(model, batch)."
+                    )
+            raise error
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise ProblemError(f"The loss must be a scalar tensor, not {shape}: take its mean.")
@@ -104,9 +142,11 @@ class Problem:
     def curvature_mode(self) -> Iterator[None]:
         """Make second derivatives exact inside, and put everything back on leaving.
 
-        TF32 off; attention forced to the math kernel (the fused ones have no second derivative);
-        ``padding_idx`` of embeddings off (it zeroes a row of the gradient that the loss does
-        depend on, so double backward would not be the Hessian of any function); gradients on.
+        TF32 and the caller's autocast off; attention forced to the math kernel, and recurrent
+        layers to PyTorch's own rather than cuDNN's (the others have no second derivative);
+        settings off by which embeddings change their gradient (a row that ``padding_idx`` zeroes is
+        one that the loss does depend on, so double backward would not be the Hessian of any
+        function), or make it sparse; gradients on.
         """
         try:
             precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -118,24 +158,31 @@ class Problem:
         embeddings = [
             m for m in self.model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)
         ]
-        padding = [m.padding_idx for m in embeddings]
-        norms = [m for m in self.model.modules() if isinstance(m, _BatchNorm) and m.training]
+        plain = {"padding_idx": None, "scale_grad_by_freq": False, "sparse": False}
+        settings = [{key: getattr(m, key) for key in plain} for m in embeddings]
+        recurrent = any(isinstance(m, nn.RNNBase) for m in self.model.modules())
+        enabled = torch.backends.cudnn.enabled
+        norms = [m for m in self.model.modules() if m.training and self.batch_statistics]
         kept = [{k: b.clone() for k, b in m.named_buffers(recurse=False)} for m in norms]
         with ExitStack() as stack:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            for kind in {"cpu"} | {p.device.type for p in self.model.parameters()} - {"meta"}:
+                stack.enter_context(torch.autocast(kind, enabled=False))
             try:
                 torch.set_float32_matmul_precision("highest")
                 torch.backends.cudnn.allow_tf32 = False
+                torch.backends.cudnn.enabled = enabled and not recurrent
                 for module in embeddings:
-                    module.padding_idx = None
+                    vars(module).update(plain)
                 yield
             finally:
                 torch.set_float32_matmul_precision(precision)
                 torch.backends.cudnn.allow_tf32 = cudnn
-                for module, index in zip(embeddings, padding, strict=True):
-                    module.padding_idx = index
+                torch.backends.cudnn.enabled = enabled
+                for module, own in zip(embeddings, settings, strict=True):
+                    vars(module).update(own)
                 for module, buffers in zip(norms, kept, strict=True):
                     for key, buffer in buffers.items():
                         getattr(module, key).copy_(buffer)
@@ -144,15 +191,19 @@ class Problem:
 def cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean cross-entropy, in nats, of (inputs, targets): per image, or per token of a sequence.
 
-    Targets of -100 do not count; a mean over batches is exact where each sequence has the same
-    number of targets.
+    Targets of -100 do not count. A `Problem` weighs batches by the number of targets that do.
     """
     inputs, targets = batch
     logits = model(inputs)
     return nn.functional.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1))
 
 
-def _batch_size(batch: Any) -> int:
+def _number_of_targets(batch: tuple[Tensor, Tensor]) -> int:
+    return int((batch[1] != -100).sum())
+
+
+def batch_size(batch: Any) -> int:
+    """First dimension of the first tensor in a batch."""
     leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
     tensor = next((x for x in leaves if isinstance(x, Tensor) and x.ndim > 0), None)
     if tensor is None:
@@ -160,6 +211,35 @@ def _batch_size(batch: Any) -> int:
     if tensor.shape[0] == 0:
         raise ProblemError("A batch is empty (its first dimension is 0): leave it out.")
     return tensor.shape[0]
+
+
+def joined(*batches: Any) -> Any:
+    """One batch of the samples of several; ValueError where it cannot be told how."""
+    plain = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches]
+    sizes = [batch_size(batch) for batch in batches]
+
+    def join(*leaves: Any) -> Any:
+        if all(isinstance(x, Tensor) and x.ndim for x in leaves):
+            if [x.shape[0] for x in leaves] == sizes:
+                return torch.cat(leaves)
+        elif all(not isinstance(x, Tensor) and x == leaves[0] for x in leaves):
+            return leaves[0]
+        raise ValueError("not one row a sample")
+
+    result = tree_map(join, *plain)
+    return type(batches[0])(result) if isinstance(batches[0], Mapping) else result
+
+
+def _copied(batch: Any) -> Any:
+    plain = dict(batch) if isinstance(batch, Mapping) else batch
+    own = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else copy.copy(x), plain)
+    return type(batch)(own) if isinstance(batch, Mapping) else own
+
+
+def _is_one_batch(batches: Any) -> bool:
+    """Say whether these are (inputs, targets), told by their types, rather than batches."""
+    listed = isinstance(batches, list | tuple) and all(isinstance(x, Tensor) for x in batches)
+    return listed and len({(x.dtype, x.ndim) for x in batches}) > 1
 
 
 def explained(error: Exception) -> ProblemError:

@@ -57,19 +57,11 @@ def ritz(alpha: np.ndarray, beta: np.ndarray) -> Ritz:
 def gauss_quadrature(
     alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes (Ritz values) and weights of the quadrature.
+    """Nodes (Ritz values) and weights of the quadrature, (…, step) float64 each.
 
-    Parameters
-    ----------
-    alpha, beta : ndarray, (…, m) float64
-    taken : ndarray of int, (…)
-        As in `Tridiagonal`; 0 for a missing probe, whose nodes and weights are 0.
-
-    Returns
-    -------
-    nodes, weights : ndarray, (…, m) float64
-        Nodes ascend; the weights of one run are not negative and sum to 1. Steps after a breakdown
-        repeat the largest node with weight 0, so a minimum or maximum over nodes stays right.
+    Coefficients as in `Tridiagonal`, of any batch shape; ``taken`` is 0 for a missing probe, whose
+    nodes and weights are 0. Nodes ascend, the weights of one run sum to 1. Steps after a breakdown
+    repeat the largest node with weight 0, so a minimum or maximum over nodes stays right.
     """
     nodes, weights = np.zeros_like(alpha), np.zeros_like(alpha)
     for i in np.argwhere(taken):
@@ -86,12 +78,9 @@ def gauss_quadrature(
 def single(runs: Sequence[Ritz], size: int) -> list[np.ndarray]:
     """Say which Ritz values are single eigenvalues and not zero, (step,) bool for each run.
 
-    Parameters
-    ----------
-    runs : sequence of Ritz
-        The probes of one block: together they tell multiple eigenvalues from single ones better.
-    size : int
-        Number of parameters d. A run of d steps knows all eigenvalues, and how often each occurs.
+    The runs are the probes of one block of ``size`` parameters: together they tell multiple
+    eigenvalues from single ones better. A run of as many steps knows all, and how often each
+    occurs.
     """
     from scipy.special import chdtrc  # slow to import
 
@@ -124,14 +113,7 @@ class Deflated(NamedTuple):
 def deflate(alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int) -> list[Deflated]:
     """Weigh the Ritz values of a block's probes, single eigenvalues exactly.
 
-    Parameters
-    ----------
-    alpha, beta : ndarray, (probe, step) float64
-        As in `Tridiagonal`: ``beta[…, taken - 1]`` is the residual, 0 after a breakdown.
-    taken : ndarray of int, (probe,)
-        0 for a missing probe, which is left out.
-    size : int
-        Number of parameters d of the block.
+    Coefficients, (probe, step), as in `Tridiagonal`; missing probes (``taken`` 0) are left out.
     """
     runs = [ritz(a[:m], b[:m]) for a, b, m in zip(alpha, beta, taken, strict=True) if m]
     found = []
@@ -145,21 +127,10 @@ def deflate(alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int) -
 def deflated_quadrature(
     alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, sizes: Sequence[int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights with exact weights for the single eigenvalues that were found.
+    """`gauss_quadrature` with exact weights for the single eigenvalues that were found.
 
-    Only for runs that were re-orthogonalised: without, ghost copies would count as eigenvalues.
-
-    Parameters
-    ----------
-    alpha, beta : ndarray, (block, probe, step) float64
-    taken : ndarray of int, (block, probe)
-    sizes : sequence of int
-        Numbers of parameters of the blocks.
-
-    Returns
-    -------
-    nodes, weights : ndarray, (block, probe, step) float64
-        As those of `gauss_quadrature`; the nodes are the same.
+    Coefficients, (block, probe, step), of blocks with ``sizes`` parameters. Only for runs that were
+    re-orthogonalised: without, ghost copies would count as eigenvalues.
     """
     nodes, weights = np.zeros_like(alpha), np.zeros_like(alpha)
     for i, size in enumerate(sizes):

@@ -23,6 +23,7 @@ from blockspectra.blocks import Block, whole
 from blockspectra.checkpoints import Checkpoints
 from blockspectra.checks import checked
 from blockspectra.distributed import Ranks
+from blockspectra.evaluation import check_parameters
 from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales, parameters_of
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
 from blockspectra.memory import available, give_back, in_use, readable
@@ -31,6 +32,12 @@ from blockspectra.spectra import Spectra
 from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
 
 MATRICES = ("hessian", "ggn")
+# tensors that are no array hold the numbers in several: sparse ones, and nested ones
+PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.jagged: ("offsets", "values"),
+}
 CHECKED = 1000  # numbers of each block's first probe that ranks and checkpoints compare
 
 
@@ -52,8 +59,8 @@ def block_spectra(
 ) -> Spectra:
     """Spectra of the diagonal Hessian blocks, or of the preconditioned ones.
 
-    The cost is some ten gradients for the checks, one a batch, then ``len(blocks) × probes ×
-    steps`` products a batch; a block's costs about half a gradient on average, the full one about
+    The cost is some eleven gradients a batch for the checks, one for its graph, and ``len(blocks) ×
+    probes × steps`` products; a block's costs about half a gradient on average, the full one about
     two. A block's result depends on
     (seed, its name, the probe's number) alone: not on the other blocks, their order, or how many
     probes there are, and on a CPU not on having been killed and made again.
@@ -122,6 +129,7 @@ def block_spectra(
     if matrix not in MATRICES:
         raise ValueError(f"Unknown matrix {matrix!r}: choose one of {', '.join(MATRICES)}.")
     scales = coordinate_scales(blocks, preconditioner)
+    check_parameters(problem, parameters_of(blocks))
     device, dtype = blocks[0].parameters[0].device, blocks[0].parameters[0].dtype
     basis = basis_name(basis, dtype)
     if tolerance is not None and (not tolerance > 0 or basis == "none" or probes < 2):
@@ -371,6 +379,8 @@ def _checksum(tensors: Iterable) -> int:
     total = 0
     for tensor in tensors:
         if isinstance(tensor, torch.Tensor):
-            data = tensor.detach().contiguous().view(-1).view(torch.uint8)
-            total = zlib.crc32(data.cpu().numpy(), total)
+            parts = [getattr(tensor, part)() for part in PARTS.get(tensor.layout, ())] or [tensor]
+            for part in parts:
+                data = part.detach().contiguous().flatten().view(torch.uint8)
+                total = zlib.crc32(data.cpu().numpy(), total)
     return total

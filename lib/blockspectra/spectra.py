@@ -22,28 +22,17 @@ class Spectra:
     """Spectra of several blocks, as Lanczos coefficients; all arrays are float64 on the CPU.
 
     Blocks may have different numbers of probes: those that a block lacks have ``taken == 0``.
-
-    Attributes
-    ----------
-    names, sizes : list of str, list of int
-        The blocks and their numbers of parameters.
-    alpha, beta : ndarray, (block, probe, step)
-        Diagonal and off-diagonal; ``beta[…, j]`` links step j to j+1, zero from a breakdown on.
-    taken : ndarray of int, (block, probe)
-        Steps that count: fewer where the Krylov space was exhausted, 0 for a missing probe.
-    orthogonality : ndarray, (block, probe)
-        Largest entry of ``|Q Qᵀ − I|`` of each Lanczos basis.
-    meta : dict
-        Anything that JSON can hold: seed, model, data.
     """
 
-    names: list[str]
-    sizes: list[int]
-    alpha: np.ndarray
+    names: list[str]  #: of the blocks
+    sizes: list[int]  #: their numbers of parameters
+    alpha: np.ndarray  #: (block, probe, step) diagonal
+    #: (block, probe, step) off-diagonal: ``beta[…, j]`` links step j to j+1, 0 from a breakdown on
     beta: np.ndarray
+    #: (block, probe) int, steps that count: fewer where the Krylov space was exhausted
     taken: np.ndarray
-    orthogonality: np.ndarray
-    meta: dict = field(default_factory=dict)
+    orthogonality: np.ndarray  #: (block, probe) largest entry of ``|Q Qᵀ − I|`` of a Lanczos basis
+    meta: dict = field(default_factory=dict)  #: anything that JSON can hold: seed, model, data
 
     @property
     def probes(self) -> int:
@@ -98,10 +87,7 @@ class Spectra:
         return self.quadrature[0].max(axis=(1, 2))
 
     def moment(self, order: int) -> np.ndarray:
-        """Mean of λ^order over the spectrum, per probe, (block, probe); ``order < 2·steps``.
-
-        nan for missing probes.
-        """
+        """Mean of λ^order, (block, probe), ``order < 2·steps``; nan for missing probes."""
         nodes, weights = self.quadrature
         return np.where(self.present, (weights * nodes**order).sum(-1), np.nan)
 
@@ -110,18 +96,10 @@ class Spectra:
         return self.moment(1) * np.array(self.sizes)[:, None]
 
     def mass(self, edges: np.ndarray, sigma: float, transform=None) -> np.ndarray:
-        """Share of the smoothed spectrum in each bin, per probe, (block, probe, bin).
+        """Share of the smoothed spectrum in each bin, (block, probe, bin); see `bin_mass`.
 
-        nan for missing probes.
-
-        Parameters
-        ----------
-        edges : ndarray, (bin + 1,)
-            Increasing.
-        sigma : float
-            In the units of ``edges``; see `bin_mass`.
-        transform : callable, optional
-            Maps nodes to the axis of ``edges``, e.g. a signed logarithm.
+        ``transform`` maps nodes to the axis of ``edges``, e.g. a signed logarithm; ``sigma`` is in
+        units of that axis. nan for missing probes.
         """
         nodes, weights = self.quadrature
         mass = bin_mass(nodes if transform is None else transform(nodes), weights, edges, sigma)
@@ -131,13 +109,9 @@ class Spectra:
     def density(self, grid: np.ndarray, sigma: float) -> np.ndarray:
         """Smoothed eigenvalue density, averaged over probes, (block, len(grid)).
 
-        Parameters
-        ----------
-        grid : ndarray
-            Increasing points; the value at a point is the mean density over the cell around it
-            (halfway to its neighbours), so it integrates to 1 over the cells of any grid.
-        sigma : float
-            Width of the Gaussian, in units of the eigenvalues.
+        The value at a point of the increasing grid is the mean density over the cell around it
+        (halfway to its neighbours), so it integrates to 1 over the cells of any grid. ``sigma`` is
+        the width of the Gaussian, in units of the eigenvalues.
         """
         grid = np.asarray(grid, dtype=np.float64)
         middle = (grid[1:] + grid[:-1]) / 2
@@ -150,12 +124,7 @@ class Spectra:
     def select(self, blocks: Sequence[int | str] = (), probes: Sequence[int] | None = None):
         """Return the Spectra of some blocks (default: all) and some probes (default: all).
 
-        A probe that none of these blocks has is left out.
-
-        Raises
-        ------
-        ValueError
-            If a name is unknown, or a block would be left without probes.
+        A probe that none of these blocks has is left out; ValueError if a block would have none.
         """
         rows = [self.index(b) for b in blocks] or list(range(len(self.names)))
         columns = list(range(self.probes)) if probes is None else list(probes)
@@ -175,12 +144,8 @@ class Spectra:
         """Return a copy whose quadrature weighs single eigenvalues that were found exactly.
 
         It has ``meta["deflated"]``, which files keep. Moments and traces are then no longer exact
-        for a probe, but nearer to the block's: see `quadrature`.
-
-        Raises
-        ------
-        ValueError
-            If a basis was not kept orthogonal: ghost copies of eigenvalues would count.
+        for a probe, but nearer to the block's: see `quadrature`. ValueError if a basis was not kept
+        orthogonal.
         """
         loss = self.orthogonality[self.present]
         if not (loss <= ORTHOGONAL).all():
@@ -198,13 +163,7 @@ class Spectra:
 
     @classmethod
     def load(cls, path: str | Path) -> "Spectra":
-        """Read what `save` wrote.
-
-        Raises
-        ------
-        ValueError
-            If the file is truncated, altered or not such a file: delete it and compute again.
-        """
+        """Read what `save` wrote; ValueError if the file is damaged or holds something else."""
         header, arrays = load_arrays(Path(path))
         if set(header) != {"names", "sizes", "meta"} or set(arrays) != set(ARRAYS):
             raise ValueError(f"{path} holds no spectra: delete it and compute it again.")
@@ -214,22 +173,9 @@ class Spectra:
 def concat(parts: Sequence[Spectra], names: Sequence[str] | None = None) -> Spectra:
     """Put the blocks of several spectra side by side.
 
-    Parameters
-    ----------
-    parts : sequence of Spectra
-        At least one, all with as many probes and steps.
-    names : sequence of str, optional
-        One for each block of each part, in their order; by default those they have.
-
-    Returns
-    -------
-    Spectra
-        Its ``meta`` holds what all parts have in common.
-
-    Raises
-    ------
-    ValueError
-        If a name is given twice, or parts differ in probes, in steps or in being deflated.
+    All parts must have as many probes and steps. ``names`` has one for each block of each part, in
+    their order; by default those they have. ``meta`` of the result is what all parts have in
+    common.
     """
     first = parts[0]
     names = [name for part in parts for name in part.names] if names is None else list(names)

@@ -28,18 +28,11 @@ def jackknife(
 ) -> Estimate:
     """Value of a statistic of all probes and its leave-one-out standard error.
 
-    Where blocks have different numbers of probes, each is left out of all blocks that have it. A
-    block with n of them then counts as if its variance were s²/(n − 1) instead of s²/n, at most:
-    the error is a little too large rather than too small.
-
-    Parameters
-    ----------
-    statistic : callable
-        Takes the probes to keep.
-    probes : int
-        How many there are.
-    fewest : int, optional
-        How many the block with the fewest has, if not all: with a single one there is no error.
+    ``statistic`` takes the probes to keep, out of ``range(probes)``. Where blocks have different
+    numbers of probes, each is left out of all blocks that have it. A block with n of them then
+    counts as if its variance were s²/(n − 1) instead of s²/n, at most: the error is a little too
+    large rather than too small. ``fewest`` is the least number that a block has: with one there is
+    no error.
     """
     value = statistic(range(probes))
     if min(probes, fewest or probes) < 2:
@@ -67,23 +60,10 @@ def bootstrap(
 ) -> Estimate:
     """Value of a statistic of a table, and its standard error over groups of rows.
 
-    Groups are drawn with replacement, each with all of its rows: rows that share a group (draws on
-    the same eigenvalues) are not independent, and resampling rows would make the error too small.
-
-    Parameters
-    ----------
-    table : DataFrame
-    statistic : callable, (DataFrame) → float
-        Of all rows.
-    group : str
-        The column that says which group a row is in.
-    draws, seed : int
-        Of the bootstrap.
-
-    Returns
-    -------
-    Estimate
-        Its error is nan with a single group, or where the statistic is not finite in a draw.
+    Groups, told apart by the column ``group``, are drawn with replacement, each with all of its
+    rows: rows that share a group (draws on the same eigenvalues) are not independent, and
+    resampling rows would make the error too small. It is nan with a single group, or where the
+    statistic is not finite in a draw.
     """
     from scipy.stats import bootstrap as resample  # slow to import
 
@@ -113,18 +93,11 @@ class RankCorrelation(NamedTuple):
 def rank_correlation(
     x: Sequence[Estimate], y: Sequence[Estimate], *, draws: int = 4000, seed: int = 0
 ) -> RankCorrelation:
-    """Spearman's rank correlation of estimates, with bootstrap errors.
+    """Spearman's rank correlation of estimates, with bootstrap errors; one a model, 3 or more.
 
-    Two questions are kept apart. Is the order of *these* models known? Each number is drawn from a
+    Two questions have two errors. Is the order of *these* models known? Each number is drawn from a
     normal of its mean and standard error (nan counts as 0). Would *other* models show it? The
     models are drawn with replacement too; draws in which a quantity does not vary are left out.
-
-    Parameters
-    ----------
-    x, y : sequence of Estimate
-        One a model, three or more.
-    draws, seed : int
-        Of the bootstrap.
     """
     if not len(x) == len(y) >= 3:
         raise ValueError(f"Give both numbers of three or more models, not {len(x)} and {len(y)}.")
@@ -142,20 +115,16 @@ def rank_correlation(
     return RankCorrelation(value, *map(float, (noise, drawn.std(), low, high)))
 
 
-def critical_value(models: int, level: float = 0.05) -> float:
-    """Smallest ρ that unrelated numbers reach in at most this share of all orders, one-sided.
+def critical_value(models: int) -> float:
+    """Smallest ρ that unrelated numbers reach in at most 1 of 20 orders, one-sided.
 
-    Parameters
-    ----------
-    models : int
-        From 3 to 8: all orders are enumerated.
-    level : float
+    For 3 to 8 models: all orders are enumerated.
     """
     if not 3 <= models <= 8:
         raise ValueError(f"Give 3 to 8 models, not {models}: all orders are enumerated.")
     differences = np.array(list(permutations(range(models)))) - np.arange(models)
     values = (1 - 6 * (differences**2).sum(1) / (models**3 - models)).round(9)
-    possible = [v for v in np.unique(values) if (values >= v).mean() <= level]
+    possible = [v for v in np.unique(values) if (values >= v).mean() <= 0.05]
     return float(min(possible, default=np.inf))
 
 
@@ -171,24 +140,13 @@ def _spearman(pairs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Criterion:
-    """One number that a claim stands on.
+    """One number that a claim stands on."""
 
-    Attributes
-    ----------
-    text : str
-        What the number is.
-    value, error : float
-        Measured, and its standard error (0 for an exact count).
-    threshold : float
-    above : bool
-        Whether the claim needs the number above the threshold, or below.
-    """
-
-    text: str
+    text: str  #: what the number is
     value: float
-    error: float
+    error: float  #: its standard error; 0 for an exact count
     threshold: float
-    above: bool = True
+    above: bool = True  #: whether the claim needs the number above the threshold, or below
 
     @property
     def holds(self) -> bool | None:

@@ -27,25 +27,16 @@ BY_STEPS = 0.9  # share of a tolerance that too few steps may take up where more
 
 
 def steps_error(alpha: np.ndarray, beta: np.ndarray, size: int) -> float:
-    r"""Error of one probe from stopping after m steps, as a share of the rms eigenvalue.
+    """Error of one probe from stopping after m steps, as a share of the rms eigenvalue.
+
+    ``alpha`` and ``beta`` are the first m coefficients of a run, ``size`` the parameters of its
+    block; 0 where the Krylov space is exhausted.
 
     At each Ritz value the exact :math:`F_v` passes between the cumulative weights before and after
     it (Chebyshev, Markov, Stieltjes). If it passes half way and is as smooth as the Ritz values can
     tell, the area between it and their staircase is :math:`gω/4` on a gap :math:`g` between two
     of weight :math:`ω`; here :math:`ω` is the geometric mean of both weights. No share of a Ritz
     value is moved further than its residual, so that those that have converged add nothing.
-
-    Parameters
-    ----------
-    alpha, beta : ndarray, (m,) float64
-        The first m coefficients of a run.
-    size : int
-        Number of parameters of the block.
-
-    Returns
-    -------
-    float
-        0 where the Krylov space is exhausted: after d steps, or with a 0 in ``beta``.
     """
     if len(alpha) >= size or not beta.all():
         return 0.0
@@ -60,18 +51,11 @@ def steps_error(alpha: np.ndarray, beta: np.ndarray, size: int) -> float:
 def probes_error(alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int) -> float:
     r"""Error expected from a block's finite number of probes, as a share of the rms eigenvalue.
 
+    Coefficients, (probe, step), as in `Tridiagonal`; ``taken`` is 0 for a missing probe.
+
     :math:`\sqrt{2/π} \int \mathrm{sd}\,\hat F(λ)\,dλ`: what a Gaussian error of that standard
     deviation has as its mean size. With k of d eigenvalues deflated, a probe's other weights are
     :math:`(d-k)/d` times those of a uniform vector in :math:`d - k` dimensions.
-
-    Parameters
-    ----------
-    alpha, beta : ndarray, (probe, step) float64
-        Coefficients of the block's probes.
-    taken : ndarray of int, (probe,)
-        Steps that count; 0 for a missing probe.
-    size : int
-        Number of parameters of the block.
     """
     probes = deflate(alpha, beta, taken, size)
     grid = np.sort(np.concatenate([run.nodes for run, *_ in probes]))
@@ -91,13 +75,7 @@ def probes_error(alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: i
 def probes_needed(
     alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int, tolerance: float
 ) -> int:
-    """Probes with which `probes_error` would be about ``tolerance``; its other arguments.
-
-    Raises
-    ------
-    ValueError
-        If the tolerance is not positive.
-    """
+    """Probes with which `probes_error` would be about ``tolerance``; its other arguments."""
     if not tolerance > 0:
         raise ValueError(f"A tolerance must be above 0, not {tolerance}.")
     each = probes_error(alpha, beta, taken, size) ** 2 * np.count_nonzero(taken)
@@ -112,16 +90,7 @@ def enough_steps(
     Both errors are independent and add as squares. Once the steps' is below the tolerance, some
     number of probes brings the other one down to what is left; more steps leave more. They are
     taken as long as they cost less than the probe that they save, were the error to fall as 1/m.
-
-    Parameters
-    ----------
-    alpha, beta : ndarray, (m,) float64
-        The first m coefficients of a run.
-    size : int
-        Number of parameters of the block.
-    tolerance : float
-    fewest : int
-        Probes that are taken in any case.
+    ``alpha``, ``beta`` and ``size`` as for `steps_error`; ``fewest`` probes are taken in any case.
     """
     steps = steps_error(alpha, beta, size)
     if steps >= tolerance:
@@ -139,8 +108,7 @@ def spectrum_error(
 ) -> tuple[float, float]:
     """Error of a finished block by its steps (the mean over probes) and by its probes.
 
-    Arguments as for `probes_error`. By the triangle inequality the whole error is at most about
-    their sum.
+    Arguments as for `probes_error`. The whole error is at most about their sum.
     """
     rows = zip(alpha, beta, taken, strict=True)
     steps = [steps_error(a[:m], b[:m], size) for a, b, m in rows if m]

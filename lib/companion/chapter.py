@@ -7,17 +7,22 @@ does, before anything is computed.
 
 import ast
 import json
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
+from IPython import get_ipython
+from IPython.core.pylabtools import select_figure_formats
 from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from blockspectra.environment import environment
-from blockspectra.files import digest, write_text
+from blockspectra.files import digest, whole, write_text
+from blockspectra.memory import in_bytes
 from blockspectra.plotting.style import use_style
 from companion.claims import CLAIMS, Criterion, Finding
 from companion.parameters import at_preset, fits, preset_file
@@ -25,7 +30,7 @@ from companion.store import Result, Store, build_folder, declare, stored
 
 
 class ParameterError(ValueError):
-    """A parameter of a chapter is unknown or has the wrong type."""
+    """A parameter of a chapter is unknown or wrong, or its results cannot be written there."""
 
     def _render_traceback_(self) -> list[str]:
         """Show one sentence in a notebook, without the stack."""
@@ -37,13 +42,14 @@ class Chapter:
 
     What it leaves (figures, claims, manifest) goes into the store of its preset; a run with other
     parameters than the preset's leaves it in a folder ``own`` there, so that trying things out
-    never changes a verdict. A parameter that the ``parameters`` cell does not annotate, or of
-    another type, raises `ParameterError`.
+    never changes a verdict. A parameter that the ``parameters`` cell does not annotate, of another
+    type or without sense, and a folder that cannot be written to, raise `ParameterError`.
     """
 
     def __init__(self, name: str, namespace: dict):
         self.name, self.started = name, time.perf_counter()
         self.parameters = check_parameters(namespace)
+        check_values(name, self.parameters)
         try:
             self.store = Store(self.parameters["preset"])
         except ValueError as error:
@@ -52,6 +58,15 @@ class Chapter:
         self.folder = self.store.path if self._is_preset() else self.store.path / "own"
         if self.store.read_only:  # figures are drawn again: nothing is measured, nothing concluded
             self.folder = build_folder()
+        try:  # before the work rather than after it
+            write_text(self.folder / ".writable", "").unlink()
+        except OSError as error:
+            raise ParameterError(
+                f"{self.folder} cannot be written to ({error.strerror}): set BLOCKSPECTRA_RESULTS "
+                f"to a folder that can."
+            ) from None
+        if (shell := get_ipython()) and "inline" not in mpl.get_backend():
+            select_figure_formats(shell, {"png"})  # MPLBACKEND=Agg would show none
         self.data: dict[str, str] = {}  #: data set → checksum, filled by the caller
         self.wrote: dict[str, str] = {}  #: file → sha256 of what this run wrote
 
@@ -123,12 +138,12 @@ def save_figure(path: Path, figure: Figure, data: pd.DataFrame, caption: str) ->
 
     The figure is as wide as it says, to the bit: what is outside its width is cut off.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure.draw_without_rendering()  # lays it out, once for both files
     figure.set_layout_engine("none")
     files = [path.with_name(f"{path.name}.{kind}") for kind in ("pdf", "png", "csv", "txt")]
-    figure.savefig(files[0], metadata={"CreationDate": None})
-    figure.savefig(files[1], dpi=200)
+    with whole(files[0]) as pdf, whole(files[1]) as png:
+        figure.savefig(pdf, format="pdf", metadata={"CreationDate": None})
+        figure.savefig(png, format="png", dpi=200)
     write_text(files[2], data.to_csv(index=False, float_format="%.6g"))
     write_text(files[3], caption + "\n")
     return files
@@ -152,11 +167,32 @@ def check_parameters(namespace: dict) -> dict:
     return {name: namespace[name] for name in annotations}
 
 
+def check_values(chapter: str, parameters: dict) -> None:
+    """Refuse negative numbers, 0 where the usual values are above it, and no amount of memory."""
+    usual = at_preset(chapter, "laptop") if preset_file(chapter, "laptop").exists() else {}
+    for name, value in parameters.items():
+        own, given = (x if isinstance(x, list) else [x] for x in (usual.get(name), value))
+        if not all(isinstance(x, int | float) for x in own + given):
+            continue
+        above = min(own, default=0) > 0
+        if not all(0 <= x < math.inf and (x or not above) for x in given):
+            least = "above" if above else "at least"
+            raise ParameterError(f"Parameter {name} must be {least} 0, not {value!r}.")
+    if memory := parameters.get("memory"):
+        try:
+            in_bytes(memory)
+        except ValueError as error:
+            raise ParameterError(str(error)) from None
+
+
 def _injected(namespace: dict) -> list[str]:
-    """Names that papermill's cell, which starts with its own comment, assigns."""
+    """Names that papermill's cell, which starts with its own comment, assigns.
+
+    Less the paths that ``--inject-paths`` adds.
+    """
     names = []
     for source in namespace.get("In", []):
         if source.startswith("# Parameters\n"):
             targets = (n.targets[0] for n in ast.parse(source).body if isinstance(n, ast.Assign))
             names += [target.id for target in targets if isinstance(target, ast.Name)]
-    return names
+    return [name for name in names if not name.startswith("PAPERMILL_")]

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import pandas as pd
 import yaml
 
-from blockspectra.files import write_text
+from blockspectra.files import digest, write_text
 from blockspectra.statistics import WORDS, Criterion
 from companion.store import repository
 
@@ -121,11 +121,24 @@ class Finding:
 
     @classmethod
     def load(cls, path: Path) -> "Finding":
-        """Read what `save` wrote; the verdict is counted anew from the criteria."""
-        content = json.loads(path.read_text(encoding="utf-8"))
-        for name in ("criteria", "full"):
-            content[name] = [Criterion(**c) for c in content.get(name, [])]
-        return cls(**content)
+        """Read what `save` wrote; the verdict is counted anew from the criteria.
+
+        Raises `ValueError` where the file is damaged, or differs from what its chapter wrote.
+        """
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            for name in ("criteria", "full"):
+                content[name] = [Criterion(**c) for c in content.get(name, [])]
+            found = cls(**content)
+            chapter = CLAIMS[found.claim].chapter
+            manifest = path.parents[1] / "manifests" / f"{chapter}.json"
+            if manifest.exists():
+                wrote = json.loads(manifest.read_text(encoding="utf-8"))["wrote"]
+                if wrote.get(f"claims/{path.name}") != digest(path):
+                    raise ValueError(f"it is not what {chapter} wrote")
+        except (KeyError, TypeError, ValueError) as error:  # json's own is a ValueError
+            raise ValueError(f"{path} is damaged ({error}): run its chapter again.") from error
+        return found
 
 
 def claims_table(*folders: Path | None) -> pd.DataFrame:

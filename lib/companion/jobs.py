@@ -9,11 +9,14 @@ Every worker runs on one thread, so a number does not depend on how many workers
 import argparse
 import json
 import multiprocessing
+import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from itertools import chain
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,7 @@ from blockspectra.slq import progress_wanted
 from companion.experiments import (
     block_diagonality,
     estimator_accuracy,
+    independent_check,
     initial_spectra,
     interventions,
     man_made_mlp,
@@ -45,7 +49,10 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
     "01_block_diagonal_hessian": [block_diagonality.shares, block_diagonality.pictures],
     "02_estimator_accuracy": [estimator_accuracy.jobs],
     "03_full_spectra": [spectra_during_training.jobs],
-    "04_block_spectra": [initial_spectra.jobs, initial_spectra.deeper, initial_spectra.variants],
+    "04_block_spectra": [
+        *(initial_spectra.jobs, initial_spectra.deeper, initial_spectra.variants),
+        independent_check.jobs,
+    ],
     "05_block_heterogeneity": [initial_spectra.jobs, initial_spectra.sweep_of_samples],
     "06_adam_vs_sgd": [optimizer_comparison.jobs, initial_spectra.jobs],
     "07_man_made_mlp": [man_made_mlp.comparisons, man_made_mlp.spectra],
@@ -76,7 +83,7 @@ def measure(store: Store, jobs: Sequence[Job], workers: int = 2) -> list[Result]
 def compute(store: Store, jobs: Sequence[Job], workers: int):
     """Compute jobs in their order by worker processes; yields each when it is in the store."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), context, torch.set_num_threads, (1,)) as pool:
+    with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin) as pool:
         futures = {pool.submit(_compute, store, job): job for job in jobs}
         bar = tqdm(total=len(jobs), disable=not progress_wanted())
         try:
@@ -88,6 +95,17 @@ def compute(store: Store, jobs: Sequence[Job], workers: int):
         finally:
             bar.close()
             pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin() -> None:
+    """Work on one thread, and end with the process that began this one, however it is killed."""
+    torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    connection.wait([multiprocessing.parent_process().sentinel])
+    os._exit(1)
 
 
 def _compute(store: Store, job: Job) -> None:

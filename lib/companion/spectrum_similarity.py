@@ -1,10 +1,10 @@
 r"""How alike the full spectra of several models are, stage by stage of their training.
 
 A full spectrum is divided by its 10th largest eigenvalue, λ₁₀, as the paper's plots do, and
-compared on the signed-log axis of `shares`. Nearly all eigenvalues of a full Hessian are next to
-zero, and a divergence that counts them alike sees little else: so spectra are compared a second
-time with every eigenvalue counted by its size, the share of :math:`\sum|λ|` that lies at each place
-of the axis.
+compared on the signed-log axis of `binned_density`. Nearly all eigenvalues of a full Hessian are
+next to zero, and a divergence that counts them alike sees little else: so spectra are compared a
+second time with every eigenvalue counted by its size, the share of :math:`\sum|λ|` that lies at
+each place of the axis.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from blockspectra.distance import pairwise, shares
+from blockspectra.distance import binned_density, pairwise
 from blockspectra.spectra import Spectra, concat
 from blockspectra.statistics import Estimate, combine
 
@@ -116,7 +116,7 @@ class View(NamedTuple):
 
     def divergences(self, pooled: Spectra) -> np.ndarray:
         """JS divergence of each two spectra in nats, (block, block)."""
-        binned = shares(self.weighed(pooled), axis=self.axis, scale=FLOOR)
+        binned = binned_density(self.weighed(pooled), axis=self.axis, scale=FLOOR)
         return pairwise(binned.mass.mean(1), binned.width)
 
 

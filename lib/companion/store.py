@@ -221,10 +221,15 @@ def stored(jobs: Sequence[Job] | dict[Any, Job], preset: str) -> list[Result]:
     return [read(path, job.declared())[0] for job, path in headers if path.exists()]
 
 
-def declare(jobs: Callable, parameters: dict) -> Any:
-    """Call a function that declares jobs with those of a chapter's parameters that it names."""
-    names = inspect.signature(jobs).parameters
-    return jobs(**{name: parameters[name] for name in names if name in parameters})
+def declare(made: Callable, parameters: dict, **chosen: Any) -> Any:
+    """Call a class of jobs, or a function that declares some, with what it names of parameters.
+
+    One that takes ``**settings`` gets all of them; ``chosen`` ones go before.
+    """
+    named = inspect.signature(made).parameters
+    if not any(one.kind is one.VAR_KEYWORD for one in named.values()):
+        parameters = {name: parameters[name] for name in named if name in parameters}
+    return made(**parameters | chosen)
 
 
 def repository() -> Path | None:

@@ -3,6 +3,7 @@
 The spectrum of the wrong entries is as smooth and plausible as that of the right ones.
 """
 
+import copy
 import warnings
 
 import pytest
@@ -123,6 +124,125 @@ def test_fused_attention_is_cut_into_q_k_and_v_in_this_order():
 def test_a_fused_name_on_a_matrix_of_another_shape_stays_whole():
     model = nn.ModuleDict({"qkv": nn.Linear(4, 8), "c_attn": nn.Linear(4, 4)})
     assert names(model) == ["qkv", "c_attn"]
+
+
+class Attention(nn.Module):
+    """A fused weight under a usual name, by default in an order that nobody knows."""
+
+    def __init__(self, name="qkv", fused=None):
+        super().__init__()
+        self.add_module(name, nn.Conv1d(4, 12, 1) if name == "qkv" else nn.Linear(4, 12))
+        if fused is not None:
+            self.fused = fused
+
+
+@pytest.mark.parametrize("name", ["qkv", "qkv_proj", "to_qkv", "query_key_value", "in_proj"])
+def test_what_is_fused_in_an_unknown_order_stays_whole_and_is_told(name):
+    with pytest.warns(UserWarning, match=f"^Left whole .* not known: {name} .*'\\*.qkv': 'q k v'"):
+        assert names(Attention(name)) == [name]
+    assert names(Attention(name), fused={"*": ""}) == [name]  # without a warning
+    assert names(Attention(name), by="layer") == [name]
+
+
+def test_how_a_weight_is_fused_can_be_given_or_told_by_its_module():
+    starts = [
+        [(b.name, index(b)[0].start) for b in partition(model, **settings)]
+        for model, settings in (
+            (Attention(), {"fused": {"qkv": "k v q"}}),
+            (Attention(fused={"qkv": "k v q"}), {}),
+        )
+    ]
+    assert starts[0] == starts[1] == [("qkv.k", 0), ("qkv.v", 4), ("qkv.q", 8)]
+    assert names(Attention(fused={"qkv": "k v"}), fused={"qkv": ""}) == ["qkv"]
+    assert names(Attention(fused=True), fused={"qkv": "gate up"}) == ["qkv.gate", "qkv.up"]
+
+
+@pytest.mark.parametrize("parts", ["q k v x y", "q q k"])
+def test_parts_that_a_weight_cannot_have_are_refused(parts):
+    with pytest.raises(ValueError, match=r"^'qkv' has 12 rows, which .*: correct `fused`\.$"):
+        partition(Attention(), fused={"qkv": parts})
+
+
+@pytest.mark.parametrize(
+    ("model", "sizes", "name"),
+    [
+        ("CodeGen", {"n_embd": 16, "n_layer": 1, "n_head": 4, "rotary_dim": 4}, "qkv_proj"),
+        ("GPTNeoX", {"num_attention_heads": 2, "intermediate_size": 8}, "query_key_value"),
+        (
+            "Lfm2",
+            {"num_attention_heads": 2, "num_key_value_heads": 2, "layer_types": ["conv"]},
+            "in_proj",
+        ),
+        ("Deberta", {"num_attention_heads": 2, "intermediate_size": 8}, "in_proj"),
+    ],
+)
+def test_models_that_fuse_otherwise_are_not_cut_into_thirds(model, sizes, name):
+    if "n_embd" not in sizes:
+        sizes = sizes | {"hidden_size": 8, "num_hidden_layers": 1}
+    model = of_transformers(f"{model}Model", **sizes)
+    with pytest.warns(UserWarning, match=f"^Left whole because .*{name} "):
+        assert any(found.endswith(name) for found in names(model))
+
+
+def of_transformers(name, **sizes):
+    import transformers
+
+    kind = getattr(transformers, name)
+    return kind(kind.config_class(vocab_size=7, **sizes)).eval()
+
+
+OLD = {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 6}
+IDS = torch.tensor([[1, 2, 3, 4, 5]])
+FUSING = {  # model, what it is called with, and the path of its attention
+    "PyTorch": (lambda: nn.MultiheadAttention(8, 2), (torch.randn(5, 1, 8),) * 3, ""),
+    "GPT2": (lambda: of_transformers("GPT2Model", **OLD), (IDS,), "h.0.attn"),
+    "ImageGPT": (lambda: of_transformers("ImageGPTModel", **OLD), (IDS,), "h.0.attn"),
+    "MPT": (
+        lambda: of_transformers("MptModel", d_model=8, n_layers=1, n_heads=2, max_seq_len=6),
+        (IDS,),
+        "blocks.0.attn",
+    ),
+    "ModernBERT": (
+        lambda: of_transformers(
+            "ModernBertModel", hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+            intermediate_size=8, pad_token_id=0, cls_token_id=1, sep_token_id=2, bos_token_id=1,
+            eos_token_id=2,
+        ),
+        (IDS,),
+        "layers.0.attn",
+    ),
+    "nanoGPT": (lambda: GPT, (IDS % 3,), "h.0.attn"),
+    "our ViT": (lambda: tiny("vit"), (torch.randn(1, 3, 8, 8),), "blocks.0.attn"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "inputs", "path"), FUSING.values(), ids=FUSING)
+def test_the_order_that_is_known_of_fused_attention_is_that_of_its_code(make, inputs, path):
+    model, found = copy.deepcopy(make()), []
+    attention = model.get_submodule(path)
+    attention.register_forward_hook(
+        lambda module, given, output: found.append(output if torch.is_tensor(output) else output[0])
+    )
+    parts = {}
+    for block in partition(attention):
+        role = block.name.rpartition(".")[2]
+        if role in ("q", "k", "v"):
+            parts[role] = block.pieces[0].parameter.data[block.pieces[0].index]
+    for name, parameter in attention.named_parameters():
+        parameter.data.mul_(0 if "bias" in name else 0.5 / parameter.data.std())
+    with torch.no_grad():
+        model(*inputs)
+        parts["v"] *= 2  # what attention returns is linear in V
+        model(*inputs)
+        parts["q"] *= 2
+        parts["k"] /= 2  # and depends on products of Q and K alone
+        model(*inputs)
+        parts["k"] *= 2
+        model(*inputs)
+    plain, doubled, same, other = found
+    torch.testing.assert_close(doubled, 2 * plain)
+    torch.testing.assert_close(same, doubled)
+    assert not torch.allclose(other, same, rtol=1e-3)
 
 
 HEADS = "{q}.head0 {q}.head1 {k}.head0 {k}.head1 {v}"

@@ -19,16 +19,17 @@ from blockspectra import Spectra, heterogeneity, js0, js_matrix
 from blockspectra.distance import (
     AXES,
     MEASURES,
+    binned_density,
     jackknife,
     log_spread,
     noise_floor,
     pairwise,
-    shares,
     shift_divergence,
     signed_log,
     zero_share,
 )
 from blockspectra.lanczos import lanczos
+from prescribed_spectra import ragged
 
 LN2 = log(2)
 
@@ -123,7 +124,7 @@ def test_wasserstein_with_a_narrow_sigma_is_that_of_the_raw_eigenvalues():
 def test_the_sum_is_js_over_the_bin_width_and_grows_as_the_grid_is_refined():
     sums, widths = [], []
     for sigma in (0.4, 0.2, 0.1):
-        binned = shares(THREE, sigma=sigma)
+        binned = binned_density(THREE, sigma=sigma)
         js, total = (js_matrix(THREE, sigma=sigma, measure=m).to_numpy() for m in ("js", "sum"))
         np.testing.assert_allclose(total, js / binned.width, rtol=1e-12)
         widths.append(binned.width)
@@ -170,8 +171,7 @@ def test_the_signed_log_is_odd_linear_below_the_scale_and_counts_decades_above()
 
 @pytest.mark.parametrize("axis", AXES)
 def test_all_blocks_share_one_uniform_grid_that_holds_all_of_them(axis):
-    binned = shares(THREE, axis=axis, sigma=0.05)
-    assert binned.unit == {"raw": "eigenvalue", "signed-log": "decades"}[axis]
+    binned = binned_density(THREE, axis=axis, sigma=0.05)
     np.testing.assert_allclose(np.diff(binned.edges), binned.width, rtol=1e-9)
     assert 0 < binned.width <= 0.05 / 2
     assert binned.mass.shape == (3, 6, len(binned.edges) - 1)
@@ -180,7 +180,7 @@ def test_all_blocks_share_one_uniform_grid_that_holds_all_of_them(axis):
 
 
 def test_a_very_wide_spectrum_gets_no_more_bins_than_the_released_code_has():
-    wide = shares(points([0.0], [1e6]), axis="raw")
+    wide = binned_density(points([0.0], [1e6]), axis="raw")
     assert wide.mass.shape[-1] == 50_000
     assert js_matrix(points([0.0], [1e6]), axis="raw").loc["b0", "b1"] == pytest.approx(LN2)
 
@@ -300,7 +300,7 @@ def test_without_its_zeros_a_spectrum_is_compared_by_the_rest():
     spectra = simulated([few, many], probes=3, steps=2)
     assert js0(spectra).mean > 0.05
     assert js0(spectra, zeros=False).mean == pytest.approx(0, abs=1e-9)
-    mass = shares(spectra, zeros=False).mass
+    mass = binned_density(spectra, zeros=False).mass
     np.testing.assert_allclose(mass.sum(-1), 1, atol=1e-12)
     with pytest.raises(ValueError, match="all zeros: leave it out, or keep the zeros"):
         js0(points([0.0, 0.0], [1.0, 1.0]), zeros=False)
@@ -324,14 +324,6 @@ def test_shift_divergence_is_that_of_two_eigenvalues_decades_apart():
 # blocks with different numbers of probes
 
 
-def ragged(spectra, counts):
-    """The same without the last probes of each block, as they are stored: all zeros."""
-    missing = np.arange(spectra.probes) >= np.array(counts)[:, None]
-    kept = [np.where(missing[..., None], 0, x) for x in (spectra.alpha, spectra.beta)]
-    kept += [np.where(missing, 0, x) for x in (spectra.taken, spectra.orthogonality)]
-    return Spectra(spectra.names, spectra.sizes, *kept)
-
-
 UNEVEN = ragged(THREE, [6, 3, 2])
 
 
@@ -339,7 +331,7 @@ UNEVEN = ragged(THREE, [6, 3, 2])
 @pytest.mark.parametrize("measure", MEASURES)
 def test_blocks_are_compared_by_the_mean_over_the_probes_that_each_has(axis, measure):
     grid = {"axis": axis, "scale": 0.01, "sigma": 0.1}
-    binned = shares(UNEVEN, **grid)
+    binned = binned_density(UNEVEN, **grid)
     assert np.isnan(binned.mass).any(-1).sum(1).tolist() == [0, 3, 4]
     move = None if axis == "raw" else lambda x: signed_log(x, 0.01)
     mass = THREE.mass(binned.edges, 0.1, move)

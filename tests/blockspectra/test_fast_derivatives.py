@@ -41,17 +41,6 @@ BIAS = torch.tensor([[0.5, -1.0, 2.0], [0.0, float("-inf"), 0.0]], dtype=torch.f
 CLASSES = torch.tensor([2, 0, -100, 1])
 CASES = {
     "gelu": (F.gelu, [(3, 5)]),
-    "softmax": (lambda x: x.softmax(-1), [(3, 4, 5)]),
-    "softmax of another dimension": (lambda x: torch.softmax(x, dim=1), [(3, 4, 5)]),
-    "matrix products": (lambda a, b: a @ b, [(2, 3, 4, 5), (2, 3, 5, 2)]),
-    "matrix products of views": (
-        lambda a, b: torch.matmul(a.transpose(1, 2), b.mT),
-        [(2, 4, 3, 5), (2, 3, 2, 5)],
-    ),
-    "attention": (
-        lambda q, k, v: (q @ k.transpose(-2, -1)).softmax(-1).matmul(v),
-        [(2, 3, 4), (2, 5, 4), (2, 5, 2)],
-    ),
     "fused attention": (
         F.scaled_dot_product_attention,
         [(2, 3, 4, 5), (2, 3, 6, 5), (2, 3, 6, 2)],
@@ -72,7 +61,6 @@ CASES = {
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=BIAS),
         [(2, 1, 2, 5), (2, 1, 3, 5), (2, 1, 3, 4)],
     ),
-    "functional softmax": (lambda x: F.softmax(x, dim=-1), [(3, 4, 5)]),
     "layer norm": (lambda x, w, b: F.layer_norm(x, (5,), w, b), [(3, 5), (5,), (5,)]),
     "layer norm without bias": (lambda x, w: F.layer_norm(x, (5,), w), [(2, 3, 5), (5,)]),
     "layer norm without weight": (lambda x: F.layer_norm(x, (5,)), [(3, 5)]),
@@ -81,17 +69,13 @@ CASES = {
         [(2, 3, 4, 5), (4, 5), (4, 5)],
     ),
     "called by keyword": (
-        lambda x, w: torch.softmax(
-            input=F.layer_norm(input=x, normalized_shape=[5], weight=w), dim=0
-        ),
+        lambda x, w: F.gelu(input=F.layer_norm(input=x, normalized_shape=[5], weight=w)),
         [(3, 5), (5,)],
     ),
     "one after the other": (
         lambda x, w, b: F.gelu(F.layer_norm(x, (5,), w, b)) * x,
         [(3, 5), (5,), (5,)],
     ),
-}
-RENEWED = {  # of which a second gradient can be taken
     "cross-entropy": (lambda x: F.cross_entropy(x, CLASSES), [(4, 3)]),
     "cross-entropy, scaled": (lambda x, s: F.cross_entropy(x, CLASSES) * s.sum(), [(4, 3), (2,)]),
     "cross-entropy that ignores a class": (
@@ -103,12 +87,12 @@ RENEWED = {  # of which a second gradient can be taken
         [(4, 3)],
     ),
 }
-ALL = CASES | RENEWED
+ONCE = [name for name in CASES if "attention" in name]
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", CASES)
 def test_values_and_both_derivatives_are_those_of_pytorch(name):
-    function, shapes = ALL[name]
+    function, shapes = CASES[name]
     inputs = [gaussian(*shape, seed=10 + i) for i, shape in enumerate(shapes)]
     expected, found = (twice(function, inputs, cheap) for cheap in (False, True))
     for left, right in zip(expected, found, strict=True):
@@ -117,9 +101,9 @@ def test_values_and_both_derivatives_are_those_of_pytorch(name):
             torch.testing.assert_close(right, left, rtol=1e-11, atol=1e-12)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", CASES)
 def test_the_second_derivative_agrees_with_finite_differences(name):
-    function, shapes = ALL[name]
+    function, shapes = CASES[name]
 
     def cheap(*inputs):
         with FastDerivatives():
@@ -141,9 +125,9 @@ def test_a_layer_norm_of_any_scale_bends_as_pytorch_says(seed, n, scale):
         torch.testing.assert_close(right, left, rtol=1e-8, atol=1e-9 * largest)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ONCE)
 def test_a_second_gradient_of_the_same_values_is_refused_not_wrong(name):
-    function, shapes = ALL[name]
+    function, shapes = CASES[name]
     inputs = [gaussian(*shape, seed=40 + i) for i, shape in enumerate(shapes)]
     with FastDerivatives():
         loss = function(*inputs).pow(3).sum()
@@ -152,9 +136,9 @@ def test_a_second_gradient_of_the_same_values_is_refused_not_wrong(name):
         torch.autograd.grad(loss, inputs, create_graph=True)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", CASES)
 def test_a_third_derivative_is_refused_not_wrong(name):
-    function, shapes = ALL[name]
+    function, shapes = CASES[name]
     inputs = [gaussian(*shape, seed=50 + i) for i, shape in enumerate(shapes)]
     with FastDerivatives():
         loss = function(*inputs).pow(3).sum()
@@ -165,7 +149,7 @@ def test_a_third_derivative_is_refused_not_wrong(name):
         second = torch.autograd.grad(gradient, inputs, vectors, create_graph=True)
         return torch.autograd.grad(second, inputs, vectors)
 
-    with pytest.raises(RuntimeError, match="taken once"):
+    with pytest.raises(RuntimeError, match=r"can be taken once|once more, not twice"):
         third()
 
 
@@ -181,9 +165,9 @@ class Cut(Function):
         return None
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", CASES)
 def test_a_gradient_that_does_not_arrive_is_zero(name):
-    function, shapes = ALL[name]
+    function, shapes = CASES[name]
     inputs = [gaussian(*shape, seed=60 + i) for i, shape in enumerate(shapes)]
     results = []
     for context in (FastDerivatives(), torch.enable_grad()):
@@ -195,27 +179,20 @@ def test_a_gradient_that_does_not_arrive_is_zero(name):
 
 
 def test_all_that_is_kept_for_products_is_counted_as_memory():
-    model = nn.Linear(100, 100).double()
-    problem = Problem(model, lambda m, x: F.gelu(m(x)).pow(3).sum(), [gaussian(10, 100).detach()])
+    model = nn.Linear(4, 4).double()
+
+    def loss(model, x):
+        return F.scaled_dot_product_attention(*[model(x)] * 3).pow(3).sum()
+
+    problem = Problem(model, loss, [gaussian(2, 50, 4).detach()])
     kept = GradientGraph(problem, problem.batches[0], list(model.parameters()))
     saved = [n for n in graph(kept.gradient.values()) if hasattr(n, "_saved_once")]
-    assert [t.shape for n in saved for t in n._saved_once] == [(10, 100)]
+    shapes = [t.shape for n in saved for t in n._saved_once]
+    assert shapes == [(2, 50, 4), (2, 50, 50), (2, 50, 50)]
     before = kept.nbytes()
     for node in saved:
         del node._saved_once
-    assert before - kept.nbytes() == 10 * 100 * 8
-
-
-def test_one_factor_of_a_matrix_product_alone_asked_for():
-    a, b = gaussian(2, 3, 4), gaussian(2, 4, 5, seed=1)
-    for wanted in ([a], [b]):
-        results = []
-        for context in (FastDerivatives(), torch.enable_grad()):
-            with context:
-                loss = (a @ b).pow(3).sum()
-            gradient = torch.autograd.grad(loss, wanted, create_graph=True)
-            results.append(torch.autograd.grad(gradient, wanted, [g.detach() for g in gradient]))
-        torch.testing.assert_close(*results)
+    assert before - kept.nbytes() == 8 * 2 * (50 * 4 + 2 * 50 * 50)
 
 
 def test_some_parameters_frozen_or_alone_asked_for():
@@ -237,11 +214,6 @@ def test_some_parameters_frozen_or_alone_asked_for():
         lambda x: F.gelu(x, approximate="tanh"),
         lambda x: F.gelu(x.bfloat16()),
         lambda x: F.gelu(x.detach()),
-        lambda x: torch.softmax(x, -1, torch.float32),
-        lambda x: F.softmax(x, -1, dtype=torch.float32),
-        lambda x: x @ x.mT,
-        lambda x: x[None] @ torch.ones(5, 2, dtype=x.dtype),
-        lambda x: x.expand(2, 3, 5) @ torch.ones(2, 5, 1, dtype=x.dtype),
         lambda x: F.scaled_dot_product_attention(x[None, None], *2 * (x[None],)),
         lambda x: F.scaled_dot_product_attention(x, x, x, x @ x.mT),
         lambda x: F.cross_entropy(x, torch.zeros(3, dtype=int), label_smoothing=0.1),
@@ -257,9 +229,9 @@ def test_other_calls_are_left_as_they_are(function):
     assert not hasattr(found.grad_fn, "saved_tensors")  # as our own functions have
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", CASES)
 def test_several_vectors_at_once_by_vmap(name):
-    function, shapes = ALL[name]
+    function, shapes = CASES[name]
     inputs = [gaussian(*shape, seed=70 + i) for i, shape in enumerate(shapes)]
     with FastDerivatives():
         loss = function(*inputs).pow(3).sum()

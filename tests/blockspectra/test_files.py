@@ -1,6 +1,10 @@
 """Only this file sees a damaged file being taken for a whole one, or a broken-off write leaving
 one behind."""
 
+import re
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -93,3 +97,27 @@ def test_pickled_objects_are_not_run(tmp_path):
     np.savez(tmp_path / "objects.npz", header=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="damaged or no file of this kind"):
         load_arrays(tmp_path / "objects.npz")
+
+
+FULL = """
+import resource, numpy, pathlib
+from blockspectra.files import save_arrays, write_text
+resource.setrlimit(resource.RLIMIT_FSIZE, (2**16, 2**16))
+{}
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+@pytest.mark.parametrize(
+    "write",
+    [
+        "write_text(pathlib.Path('full.txt'), 'x' * 2**17)",
+        "save_arrays(pathlib.Path('full.txt'), dict(), dict(x=numpy.zeros(2**17)))",
+    ],
+)
+def test_a_disk_that_is_full_names_the_file_and_leaves_none(write, tmp_path):
+    run = subprocess.run(
+        [sys.executable, "-c", FULL.format(write)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert re.search(r"OSError: .*, in writing: 'full.txt'$", run.stderr.strip())
+    assert not list(tmp_path.iterdir())

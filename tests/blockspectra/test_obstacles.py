@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
-from blockspectra.diagnosis.obstacles import find, made_ready, refuse
+from blockspectra.diagnosis.obstacles import find, refuse
 from custom_functions import OnceOnly
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
@@ -23,8 +23,8 @@ class Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x):
-        ctx.save_for_backward(2 * x)
-        return x.square().sum()
+        ctx.save_for_backward(2 * x / x.numel())
+        return x.square().mean()
 
     @staticmethod
     def backward(ctx, gradient):
@@ -149,11 +149,11 @@ REFUSED = {
     ),
     "a lazy layer": (
         lambda: problem(nn.Sequential(nn.LazyLinear(3))),
-        r"^Parameter '0.weight' has no values yet: run the model once first\.$",
+        r"^Parameter '0.weight' has no values yet: load them or run the model once first\.$",
     ),
     "an embedding with max_norm": (
         lambda: problem(Words(nn.Embedding(6, 6, max_norm=1.0)), IDS[:, 0]),
-        r"^Embedding 'word' changes its weights .*: set its max_norm to None\.$",
+        r"^Evaluating the loss changes parameter 'word.weight', as max_norm .*: do not change",
     ),
     "autocast in the model": (
         lambda: problem(Autocast()),
@@ -204,7 +204,7 @@ def test_inputs_that_a_module_writes_into_are_no_obstacle():
     assert find(problem(stack(nn.ReLU(inplace=True)))) is None
 
 
-class TestMadeReady:
+class TestCurvatureMode:
     def test_sparse_embeddings_are_measured_as_dense_ones(self):
         found = []
         for sparse in (False, True):
@@ -213,15 +213,14 @@ class TestMadeReady:
             words = problem(
                 nn.Sequential(embedding, nn.Tanh(), nn.Flatten(), nn.Linear(18, 3)), IDS
             )
-            with made_ready(words.model):
-                refuse(words)
-                found.append(block_spectra(words, partition(words.model), steps=5, probes=1))
+            refuse(words)
+            found.append(block_spectra(words, partition(words.model), steps=5, probes=1))
             assert embedding.sparse == sparse
         assert (found[0].alpha == found[1].alpha).all()
 
     def test_autocast_of_the_caller_is_off_inside(self):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            with made_ready(stack()):
+            with problem(stack()).curvature_mode():
                 assert not torch.is_autocast_enabled("cpu")
             assert torch.is_autocast_enabled("cpu")
 
@@ -230,7 +229,7 @@ class TestMadeReady:
         before, inside = torch.backends.cudnn.enabled, []
 
         def fail():
-            with made_ready(layer):
+            with problem(layer).curvature_mode():
                 inside.append(torch.backends.cudnn.enabled)
                 raise KeyError
 

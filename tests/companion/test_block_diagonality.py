@@ -23,7 +23,6 @@ from companion.experiments.block_diagonality import (
 )
 from companion.experiments.one_hidden_layer import LOSSES, Training, gaussian, images, moments, text
 from companion.models.mlp import MLP, MLPConfig
-from companion.store import Store
 
 SIZES = (5, 3, 4)  # inputs, hidden, classes
 SHAPES = [(3, 5), (4, 3)]
@@ -225,17 +224,15 @@ class TestTraining:
         with pytest.raises(ValueError, match="diverged at rate 1e"):
             moments(Training("gaussian", 4, rate=1e6, **TINY))
 
-    def test_masses_of_the_layers_do_not_exceed_that_of_both(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
-        table = Store("smoke").get(BlockShares("gaussian", 6, **TINY))
+    def test_masses_of_the_layers_do_not_exceed_that_of_both(self, store):
+        table = store.get(BlockShares("gaussian", 6, **TINY))
         mass = table[table["by"] == "neuron"].pivot_table("mass", "stage", "layer")
         assert (mass["hidden"] + mass["output"] < mass["both"]).all()
         whole_matrix = table[table["layer"] == "both"].groupby("stage")["mass"]
         assert np.allclose(whole_matrix.max(), whole_matrix.min())
 
-    def test_pictures_cover_both_layers(self, tmp_path, monkeypatch):
-        monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
-        picture = Store("smoke").get(HessianImage("gaussian", 6, cells=8, **TINY))
+    def test_pictures_cover_both_layers(self, store):
+        picture = store.get(HessianImage("gaussian", 6, cells=8, **TINY))
         one = picture[picture["stage"] == 50]
         assert list(one["layer"].unique()) == ["hidden", "output"]
         assert one["block"].nunique() == 3 + 6

@@ -6,6 +6,7 @@ default. Also: a figure, a verdict or a manifest that is not written where the r
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +18,10 @@ import yaml
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-from companion.chapter import Chapter, ParameterError, check_parameters
+from companion.chapter import Chapter, ParameterError, check_parameters, check_values
 from companion.claims import Criterion, Finding
-from companion.store import Job
+from companion.parameters import at_preset
+from companion.store import PRESETS, Job
 
 LAPTOP = Path(__file__).parents[2] / "notebooks" / "presets" / "laptop"
 ANNOTATIONS = {
@@ -134,6 +136,67 @@ def test_an_unknown_name_is_refused_with_those_that_are_known(injected):
         check_parameters(namespace(injected, steep=20))
 
 
+def test_the_paths_that_papermill_injects_are_no_parameters():
+    injected = "steps = 20\nPAPERMILL_INPUT_PATH = 'a'\nPAPERMILL_OUTPUT_PATH = 'b'\n"
+    assert check_parameters(namespace(injected, steps=20)) == DEFAULTS | {"steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("steps", 0, "^Parameter steps must be above 0, not 0"),
+        ("probes", -1, "^Parameter probes must be above 0, not -1"),
+        ("sweep_samples", [2, 0], r"^Parameter sweep_samples must be above 0, not \[2, 0\]"),
+        ("steps", float("nan"), "^Parameter steps must be above 0, not nan"),
+        ("memory", "much", "^memory='much' is no amount: write it like '4GiB'"),
+    ],
+)
+def test_values_without_sense_are_refused_before_any_work(name, value, sentence):
+    parameters = at_preset("05_block_heterogeneity", "laptop") | {name: value}
+    with pytest.raises(ParameterError, match=sentence):
+        check_values("05_block_heterogeneity", parameters)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_no_preset_is_refused(preset):
+    for path in LAPTOP.glob("*.yaml"):
+        check_values(path.stem, at_preset(path.stem, preset))
+
+
+def test_zero_is_a_number_where_it_is_the_usual_one():
+    check_values(
+        "02_estimator_accuracy", at_preset("02_estimator_accuracy", "laptop") | {"seed": 0}
+    )
+    with pytest.raises(ParameterError, match="seed must be at least 0, not -1"):
+        check_values("02_estimator_accuracy", {"seed": -1})
+
+
+def test_a_folder_that_cannot_be_written_to_is_told_before_any_work(monkeypatch, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(blocked))
+    with pytest.raises(ParameterError, match=r"cannot be written to .*: set BLOCKSPECTRA_RESULTS"):
+        chapter()
+
+
+def test_figures_are_shown_whatever_the_backend_is(tmp_path):
+    from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell, new_notebook
+
+    source = """
+    preset: str = "smoke"
+    from companion.chapter import Chapter
+    import matplotlib.pyplot as plt, pandas as pd
+    chapter = Chapter("any", globals())
+    chapter.figure("one", plt.subplots()[0], pd.DataFrame(), "A caption.")
+    """
+    cells = [new_code_cell("\n".join(line.strip() for line in source.splitlines()))]
+    notebook, settings = new_notebook(cells=cells), {"MPLBACKEND": "Agg"}
+    client = NotebookClient(notebook, timeout=120)
+    client.execute(env={**os.environ, **settings, "BLOCKSPECTRA_RESULTS": str(tmp_path)})
+    assert any("image/png" in one.get("data", {}) for one in notebook.cells[0].outputs)
+
+
 def test_names_that_the_notebook_itself_assigns_are_none_of_papermills():
     content = namespace()
     content["In"].append("helper = 3  # Parameters\n")
@@ -209,7 +272,7 @@ def test_conclude_keeps_a_claim_and_prints_its_verdict(tmp_path, capsys):
 def test_conclude_refuses_a_claim_of_another_chapter(tmp_path):
     with pytest.raises(ValueError, match="C1 is measured by 01_block_diagonal_hessian, not by 05"):
         chapter().conclude("C1", [Criterion("it", 1, 0, 0)], "")
-    assert not (tmp_path / "smoke").exists()
+    assert not (tmp_path / "smoke" / "claims").exists()
 
 
 def test_finish_writes_a_manifest_with_parameters_and_the_hashes_of_everything(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blockspectra.files import digest, write_text
 from companion.claims import CLAIMS, Criterion, Finding, claims_table
 
 YES, NO = Criterion("yes", 3, 0.1, 1), Criterion("no", 3, 0.1, 1, above=False)
@@ -155,3 +156,29 @@ def test_a_numpy_number_is_judged_like_a_python_one():
     criterion = Criterion("a number", float64(27.2), float64(5.0), 10)
     assert criterion.holds is True  # numpy's own True is another object
     assert Finding("C4", [criterion], "").rerun == "supported"
+
+
+DAMAGE = {
+    "cut off": lambda text: text[: len(text) // 2],
+    "another name of a value": lambda text: text.replace('"value"', '"valeu"'),
+    "an unknown claim": lambda text: text.replace('"C1"', '"C99"'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_is_named(damage, tmp_path):
+    path = Finding("C1", [Criterion("it", 2, 0, 1)], "").save(tmp_path)
+    path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"C1.json is damaged \(.*\): run its chapter again\.$"):
+        claims_table(tmp_path)
+
+
+def test_a_value_edited_by_hand_is_no_finding(tmp_path):
+    path = Finding("C1", [Criterion("it", 0.5, 0, 1)], "").save(tmp_path)
+    chapter = CLAIMS["C1"].chapter
+    manifest = tmp_path / "manifests" / f"{chapter}.json"
+    write_text(manifest, json.dumps({"wrote": {"claims/C1.json": digest(path)}}))
+    assert Finding.load(path).rerun == "not supported"
+    path.write_text(path.read_text(encoding="utf-8").replace("0.5", "1.5"), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"C1.json is damaged .it is not what {chapter} wrote"):
+        claims_table(tmp_path)

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from blockspectra import js0
-from blockspectra.distance import heterogeneity, noise_floor, zero_share
+from blockspectra.distance import heterogeneity, log_spread, noise_floor, zero_share
 from blockspectra.spectra import Spectra
 from companion import datasets, setups
 from companion.experiments.block_diagonality import BlockShares, HessianImage
@@ -27,10 +27,12 @@ from companion.experiments.estimator_accuracy import (
     ExactEigenvalues,
     HeterogeneityBias,
 )
+from companion.experiments.independent_check import IndependentCheck
 from companion.experiments.initial_spectra import InitialSpectra
 from companion.experiments.interventions import BlockScales, Interventions
 from companion.experiments.man_made_mlp import ManMadeComparison, ManMadeRuns, ManMadeSpectra
 from companion.experiments.optimizer_comparison import OptimizerComparison, TrainingRun
+from companion.experiments.preconditioned_spectra import SCALINGS, PreconditionedSpectra
 from companion.experiments.pretraining import (
     FineTuning,
     FineTuningRun,
@@ -65,6 +67,12 @@ def of_spectra(spectra: Spectra) -> dict[str, float]:
     return found | {f"{name}": measures[name] for name in ("w1, signed-log", "std log10 λ_max")}
 
 
+def of_scales(spectra: Spectra) -> dict[str, float]:
+    """What chapter 20 reads."""
+    found = {of: log_spread(spectra, of).mean for of in ("rms", "largest", "trace")}
+    return found | {"v̂": float(np.median(spectra.meta["mean_squares"]))}
+
+
 TINY = {"samples": 4, "steps": 40, "probes": 2}
 NANO = NanoGPT("tiny", steps=12, batch=4, times=1)
 MLP = {"side": 7, "width": 8}
@@ -93,6 +101,14 @@ def gap_and_scores(table) -> dict[str, float]:
 #: job → (kind of tolerance, what is read of its result)
 JOBS: dict[Job, tuple] = {
     **{InitialSpectra(m, "tiny", **TINY): ("spectra", of_spectra) for m in setups.REDUCED},
+    **{
+        PreconditionedSpectra("gpt", name, "tiny", 4, 3, steps=6): ("spectra", of_scales)
+        for name in SCALINGS
+    },
+    IndependentCheck(InitialSpectra("gpt", "tiny", **TINY)): (
+        "spectra",
+        medians("alpha_by_differences", "beta_by_differences"),
+    ),
     SpectraDuringTraining(
         *("resnet", "momentum", 0.02, "tiny"),
         training=10,

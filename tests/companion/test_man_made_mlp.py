@@ -28,7 +28,6 @@ from companion.experiments.man_made_mlp import (
 from companion.models import MLP, MLPConfig
 from companion.models.man_made import ManMadeMLP, man_made, multipliers
 from companion.rate_search import grids_table, rate_of
-from companion.store import Store
 from companion.training import OPTIMIZERS, train, train_together
 
 CONFIG = MLPConfig((9, 5, 4, 5, 3))
@@ -237,9 +236,3 @@ def test_accuracy_is_the_share_of_right_guesses():
     images = seen.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
     data = datasets.Data("eight", images, labels, 10, "", "")
     assert accuracy(Knows(), data) == 0.75
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
-    return Store("smoke")

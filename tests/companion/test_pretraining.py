@@ -31,7 +31,6 @@ from companion.experiments.pretraining import (
 from companion.pretrained.gpt2 import Checkpoint, CheckpointError, Logits
 from companion.pretrained.minilm import FOLDER, MiniLM, _state
 from companion.pretrained.nano_gpt import NanoGPT
-from companion.store import Store
 
 transformers = pytest.importorskip("transformers")
 TINY = NanoGPT("tiny", steps=40, batch=8)
@@ -49,12 +48,6 @@ def no_network():
         patch.setattr(socket, "getaddrinfo", refuse)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
         yield
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
-    return Store("smoke")
 
 
 @pytest.fixture(scope="module")

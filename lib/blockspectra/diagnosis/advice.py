@@ -28,60 +28,52 @@ PAPER = (
 
 @dataclass(frozen=True)
 class Advice:
-    """What to train with, and what that rests on.
+    """What to train with, and what that rests on."""
 
-    Attributes
-    ----------
-    word : str
-        ``SGD will do``, ``use Adam`` or ``cannot tell``.
-    reasons : tuple of str
-        Sentences: why it says so, or why it is silent.
-    evidence : tuple of str
-        Sentences: the paper's claim, and what was measured of it here.
-    hits, models, needed : int
-        Reference models that the rule got right without having seen them, out of how many, and how
-        many it must to beat guessing (more than there are where no number would).
-    threshold : float
-        JS⁰, in nats, above which the rule says that SGD falls behind.
-    """
-
-    word: str
-    reasons: tuple[str, ...]
-    evidence: tuple[str, ...]
-    hits: int
-    models: int
-    needed: int
-    threshold: float
+    word: str  #: ``SGD will do``, ``use Adam`` or ``cannot tell``
+    reasons: tuple[str, ...]  #: sentences: why it says so, or why it is silent
+    evidence: tuple[str, ...]  #: sentences: the paper's claim, and what was measured of it here
+    hits: int  #: reference models that the rule got right without having seen them
+    models: int  #: out of how many
+    needed: int  #: hits that would beat guessing; more than there are models if no number would
+    threshold: float  #: JS⁰, in nats, above which the rule says that SGD falls behind
 
 
 def advise(js0: Estimate, table: pd.DataFrame, obstacles: Sequence[str] = ()) -> Advice:
-    """Say what JS⁰ of a model says about SGD and Adam.
+    """Say what JS⁰ of a model, in nats on the signed-log axis, says about SGD and Adam.
 
-    Parameters
-    ----------
-    js0 : Estimate
-        Of the model, in nats, on the signed-log axis.
-    table : DataFrame
-        Of `references`: at least three models with JS⁰ and gap.
-    obstacles : sequence of str
-        Reasons why this JS⁰ cannot be compared with theirs; with one, there is no advice.
-
-    Returns
-    -------
-    Advice
-        It speaks only if the rule predicts reference models left out better than guessing, by two
-        standard errors of the measurements, and JS⁰ is clear of the threshold by two of its own.
+    It speaks only if the rule predicts reference models left out (``table``, of `references`, three
+    or more) better than guessing, by two standard errors of the measurements, and JS⁰ is clear of
+    the threshold by two of its own. ``obstacles`` are sentences about why this JS⁰ cannot be
+    compared with theirs; with one, there is no advice.
     """
     known = points(table)
-    values, gaps = ([getattr(p, key) for p in known] for key in ("js0", "gap"))
-    behind = np.array([g.mean for g in gaps]) > BEHIND
+    values, gaps = [p.js0 for p in known], [p.gap for p in known]
+    behind = np.array([gap.mean > BEHIND for gap in gaps])
     hits, noise = hit_rate(values, gaps)
     needed = hits_needed(behind)
     rule = Criterion("hit rate", hits / len(known), noise, needed / len(known))
     limit = threshold([v.mean for v in values], behind)
     side = Criterion("JS⁰", *js0, limit)
+    measured = f"JS⁰ = {js0.mean:.2g} ± {js0.standard_error:.1g}"
+    word, reasons = SILENT, list(obstacles)
+    if rule.holds is not True:
+        reasons.append(_weak(known, behind, rule))
+    elif side.holds is None:
+        reasons.append(
+            f"{measured} is within two standard errors of the threshold, {limit:.2g} nats: more "
+            f"probes would tell."
+        )
+    elif not obstacles:
+        word = ADAM if side.holds else SGD
+        where = "above" if side.holds else "below"
+        reasons.append(
+            f"{measured} lies {where} {limit:.2g} nats, where among the reference models SGD "
+            f"{'fell behind' if side.holds else 'kept up'}."
+        )
     often = max(behind.sum(), (~behind).sum())
     rho = rank_correlation(values, gaps)
+    beat = f"{needed} would be needed to" if needed <= len(known) else "so few models cannot"
     evidence = (
         PAPER,
         f"Measured here: over {len(known)} reduced models the rank correlation of JS⁰ with the "
@@ -90,47 +82,17 @@ def advise(js0: Estimate, table: pd.DataFrame, obstacles: Sequence[str] = ()) ->
         f"Hit rate: asked about a model that it has not seen, the rule 'SGD falls behind above a "
         f"JS⁰ of x' was right for {hits} of {len(known)} models (± {noise * len(known):.1f} from "
         f"the errors of the measurements); the more frequent answer is right for {often} of "
-        f"{len(known)}"
-        + (
-            f", and {needed} would be needed to beat guessing."
-            if needed <= len(known)
-            else ", and so few models cannot beat guessing."
-        ),
+        f"{len(known)}, and {beat} beat guessing.",
     )
-    reasons = list(obstacles)
-    if rule.holds is not True:
-        reasons.append(_weak(known, behind, rule))
-    elif side.holds is None:
-        reasons.append(
-            f"JS⁰ = {js0.mean:.2g} ± {js0.standard_error:.1g} is within two standard errors of the "
-            f"threshold, {limit:.2g} nats: more probes would tell."
-        )
-    word = SILENT
-    if not reasons:
-        word = ADAM if side.holds else SGD
-        reasons.append(
-            f"JS⁰ = {js0.mean:.2g} ± {js0.standard_error:.1g} lies "
-            f"{'above' if side.holds else 'below'} {limit:.2g} nats, where among the reference "
-            f"models SGD {'fell behind' if side.holds else 'kept up'}."
-        )
     return Advice(word, tuple(reasons), evidence, hits, len(known), needed, limit)
 
 
 def threshold(values: Sequence[float], behind: Sequence[bool]) -> float:
     """JS⁰ above which "SGD falls behind" is right most often; of equally good ones the clearest.
 
-    Parameters
-    ----------
-    values : sequence of float
-        JS⁰ of each model, positive.
-    behind : sequence of bool
-        Whether SGD fell behind on it.
-
-    Returns
-    -------
-    float
-        The middle (on a logarithmic axis) between two of the values, the farthest apart of those
-        that are right equally often; 0 or inf where always saying the same is better than that.
+    ``values`` are the JS⁰ of the models, positive; ``behind`` says on which SGD fell behind. It is
+    the middle (on a logarithmic axis) between two neighbouring values, the pair with most room of
+    those that are right equally often; 0 or inf where always saying the same is better than that.
     """
     order = np.argsort(values)
     levels, labels = np.log(np.asarray(values, dtype=float)[order]), np.asarray(behind)[order]
@@ -145,17 +107,8 @@ def hit_rate(
 ) -> tuple[int, float]:
     """Count the models that the rule gets right when its threshold comes from all others.
 
-    Parameters
-    ----------
-    values, gaps : sequence of Estimate
-        JS⁰ and gap of each model.
-    draws, seed : int
-        Of the bootstrap: every number drawn from a normal of its mean and standard error.
-
-    Returns
-    -------
-    int, float
-        Hits, and the standard deviation of the hit *rate* under the errors of the measurements.
+    Also returns the standard deviation of the hit *rate* under the errors of the measurements: by
+    the bootstrap, every number drawn from a normal of its mean and standard error.
     """
     pairs = np.nan_to_num(np.array([values, gaps], dtype=float))  # (2, model, mean and error)
     rng = np.random.Generator(np.random.PCG64(seed))

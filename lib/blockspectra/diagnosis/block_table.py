@@ -20,25 +20,12 @@ NORMAL = 0.6745  # the median absolute deviation of a standard normal
 def block_table(
     problem: Problem, blocks: Sequence[Block], spectra: Spectra, divergences: pd.DataFrame
 ) -> pd.DataFrame:
-    """Describe every block.
+    """Describe every block, from its spectrum and the divergences of `js_matrix`.
 
-    Parameters
-    ----------
-    problem, blocks
-        As for `block_spectra`.
-    spectra : Spectra
-        Of these blocks.
-    divergences : DataFrame, (block, block)
-        Of `js_matrix`, two blocks or more.
-
-    Returns
-    -------
-    DataFrame
-        Indexed by block: size; lambda_max (largest Ritz value, a lower bound); trace and its
-        standard error over probes, trace_error; gradient_norm (of the mean loss); zero_share (of
-        eigenvalues, as of `zero_share`); distance (mean divergence from the others, nats);
-        z_distance, z_lambda_max (`robust_z` of the distance and of log10 λ_max); stands_out (why,
-        or empty).
+    Columns, indexed by block: size; lambda_max (largest Ritz value, a lower bound); trace and its
+    standard error over probes, trace_error; gradient_norm (of the mean loss); zero_share (of
+    eigenvalues, as of `zero_share`); distance (mean divergence from the others, nats); z_distance,
+    z_lambda_max (`robust_z` of the distance and of log10 λ_max); stands_out (why, or empty).
     """
     traces, counts = spectra.traces(), spectra.counts
     several = counts > 1

@@ -11,7 +11,7 @@ from blockspectra.blocks import Block, partition
 from blockspectra.cost import estimate
 from blockspectra.diagnosis.advice import advise
 from blockspectra.diagnosis.block_table import block_table
-from blockspectra.diagnosis.obstacles import made_ready, refuse
+from blockspectra.diagnosis.obstacles import refuse
 from blockspectra.diagnosis.page import Diagnosis
 from blockspectra.diagnosis.references import JS0, placed, references, settings
 from blockspectra.distance import heterogeneity, js_matrix
@@ -45,18 +45,13 @@ def diagnose(
     problem : Problem
         The model in evaluation mode, a loss and batches.
     blocks : sequence of Block, optional
-        From `partition`; by default a weight matrix or kernel a block, fused Q, K, V apart.
+        From `partition`; by default a weight matrix or kernel a block, Q, K and V split if fused.
     steps, probes, seed, memory, checkpoint, progress
         As for `block_spectra`.
     name : str, optional
         What to call the model in the report; by default its class.
     quiet : bool
         Do not print the cost.
-
-    Returns
-    -------
-    Diagnosis
-        Print it, show it in a notebook, or ``save`` it.
 
     Raises
     ------
@@ -77,18 +72,17 @@ def diagnose(
             f"Heterogeneity compares blocks, and this model has {len(blocks)} ({names}): give more "
             f"with partition(model, by='neuron') or vectors=True."
         )
-    with made_ready(problem.model):
-        refuse(problem)
-        cost = estimate(problem, blocks, steps, probes, memory=memory)
-        if not quiet:
-            print(f"{len(blocks)} blocks: {cost}", flush=True)
-        spectra = block_spectra(
-            *(problem, blocks),
-            **{"steps": steps, "probes": probes, "seed": seed, "memory": memory},
-            **{"checkpoint": checkpoint, "progress": progress},
-        )
-        divergences = js_matrix(spectra)
-        table = block_table(problem, blocks, spectra, divergences)
+    refuse(problem)
+    cost = estimate(problem, blocks, steps, probes, memory=memory)
+    if not quiet:
+        print(f"{len(blocks)} blocks: {cost}", flush=True)
+    spectra = block_spectra(
+        *(problem, blocks),
+        **{"steps": steps, "probes": probes, "seed": seed, "memory": memory},
+        **{"checkpoint": checkpoint, "progress": progress},
+    )
+    divergences = js_matrix(spectra)
+    table = block_table(problem, blocks, spectra, divergences)
     asked = {"steps": steps, "probes": probes, "seed": seed} | _about(problem)
     as_usual = [b.name for b in blocks] == [b.name for b in default]
     measures, own = heterogeneity(spectra), references()

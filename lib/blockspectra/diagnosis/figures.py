@@ -31,18 +31,7 @@ class Drawing(NamedTuple):
 def drawings(
     model: str, spectra: Spectra, divergences: pd.DataFrame, js0: Estimate
 ) -> list[Drawing]:
-    """Draw a diagnosis, in the companion's style.
-
-    Parameters
-    ----------
-    model : str
-        Its name.
-    spectra : Spectra
-    divergences : DataFrame, (block, block)
-        Of `js_matrix`.
-    js0 : Estimate
-        In nats.
-    """
+    """Draw a diagnosis, in the companion's style; ``divergences`` of `js_matrix`, JS⁰ in nats."""
     use_style()
     densities = relative_density(spectra).assign(model=model)
     named = divergences.rename_axis("a").reset_index()
@@ -85,13 +74,7 @@ def reference_points() -> pd.DataFrame:
 
 
 def divergence_map(matrix: pd.DataFrame) -> Figure:
-    """Heat-map of the divergences between the blocks of one model, on the scale of all others.
-
-    Parameters
-    ----------
-    matrix : DataFrame, (block, block)
-        Of `js_matrix`, in nats.
-    """
+    """Heat-map of the divergences between the blocks of one model, on the scale of all others."""
     height = float(np.clip(0.4 + 0.13 * len(matrix), 1.8, PAGE * 2 / 3))
     figure, ax = plt.subplots(figsize=(PAGE * 2 / 3, height))
     image = ax.imshow(
@@ -108,14 +91,8 @@ def divergence_map(matrix: pd.DataFrame) -> Figure:
 def gap_against(table: pd.DataFrame, xlabel: str, on_par: float, clearly_worse: float) -> Figure:
     """Gap between SGD and AdamW against heterogeneity, a point a model, with two standard errors.
 
-    Parameters
-    ----------
-    table : DataFrame
-        model, family, value, value_error, gap, gap_error.
-    xlabel : str
-        What ``value`` is, with its unit.
-    on_par, clearly_worse : float
-        Thresholds, drawn as lines.
+    ``table``: model, family, value, value_error, gap, gap_error; ``xlabel`` says what ``value`` is,
+    with its unit. The thresholds are drawn as lines.
     """
     figure, ax = plt.subplots(figsize=(COLUMN, 2.6))
     for _, row in table.iterrows():
@@ -140,17 +117,7 @@ def gap_against(table: pd.DataFrame, xlabel: str, on_par: float, clearly_worse: 
 
 
 def among_references(table: pd.DataFrame, model: str, js0: Estimate) -> Figure:
-    """Gap against JS⁰ of the reference models, and where a model of unknown gap lies.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Of `reference_points`.
-    model : str
-        Its name.
-    js0 : Estimate
-        In nats.
-    """
+    """`gap_against` of `reference_points`, and where a model of unknown gap lies."""
     figure = gap_against(table, "JS⁰ (nats)", ON_PAR, CLEARLY_WORSE)
     (ax,) = figure.axes
     error = 2 * np.nan_to_num(js0.standard_error)

@@ -1,46 +1,22 @@
 """What stands in the way of a Hessian, told in one sentence with the module that it is in.
 
 `checked` says *that* a loss cannot be differentiated twice. Here every call of a module is
-made again by itself, on the inputs it had, and the innermost one that fails is named. What can be
-put right for the time of a measurement is put right; what no number would betray is refused.
+made again by itself, on the inputs it had, and the innermost one that fails is named.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from blockspectra.checks import checked
+from blockspectra.differences import copied
+from blockspectra.evaluation import check_parameters
 from blockspectra.problem import OutOfMemory, Problem, ProblemError, explained
-
-
-@contextmanager
-def made_ready(model: nn.Module) -> Iterator[None]:
-    """Put right inside what has no second derivative as it is, and put it back on leaving.
-
-    Sparse gradients of embeddings off; cuDNN off where there are recurrent layers (PyTorch's own
-    kernels for them can be differentiated twice); autocast that the caller has turned on, off.
-    """
-    embeddings = [m for m in model.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag)]
-    sparse = [m.sparse for m in embeddings]
-    recurrent = any(isinstance(m, nn.RNNBase) for m in model.modules())
-    cudnn = torch.backends.cudnn.enabled
-    with ExitStack() as stack:
-        for kind in {"cpu", _device(model).type}:
-            stack.enter_context(torch.autocast(kind, enabled=False))
-        try:
-            torch.backends.cudnn.enabled = cudnn and not recurrent
-            for module in embeddings:
-                module.sparse = False
-            yield
-        finally:
-            torch.backends.cudnn.enabled = cudnn
-            for module, value in zip(embeddings, sparse, strict=True):
-                module.sparse = value
 
 
 def refuse(problem: Problem) -> None:
@@ -51,31 +27,9 @@ def refuse(problem: Problem) -> None:
     Raises
     ------
     ProblemError
-        Parameters in half precision, complex, made in inference mode or without values;
-        ``max_norm`` of an embedding;
-        autocast; all that `checked` refuses, with the module where one is to blame.
+        Autocast; all that `checked` refuses, with the module where one is to blame.
     """
-    for name, parameter in problem.model.named_parameters():
-        if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
-            raise ProblemError(f"Parameter {name!r} has no values yet: run the model once first.")
-        if parameter.is_inference():
-            raise ProblemError(
-                f"Parameter {name!r} was made in inference mode, where nothing can be "
-                f"differentiated: build the model outside of torch.inference_mode()."
-            )
-        if parameter.dtype not in (torch.float32, torch.float64):
-            kind = str(parameter.dtype).removeprefix("torch.")
-            raise ProblemError(
-                f"Parameter {name!r} is {kind}, and second derivatives need real numbers in "
-                f"float32 or float64: call model.float(), and give the batches so too."
-            )
-    for name, module in problem.model.named_modules():
-        kind = isinstance(module, nn.Embedding | nn.EmbeddingBag)
-        if kind and module.max_norm is not None:
-            raise ProblemError(
-                f"Embedding {name!r} changes its weights whenever it is called (max_norm): set its "
-                f"max_norm to None."
-            )
+    check_parameters(problem, [p for p in problem.model.parameters() if p.requires_grad])
     for call in reversed(_calls(problem)):  # outer before inner
         if call.autocast:
             raise ProblemError(
@@ -138,8 +92,10 @@ def _calls(problem: Problem, copies: bool = False) -> list[Call]:
 
         return hook
 
-    with problem.curvature_mode(), ExitStack() as stack:
+    with problem.curvature_mode(), copied(problem), ExitStack() as stack:
         for name, module in problem.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # takes no hooks
             handle = module.register_forward_hook(note(name), with_kwargs=True)
             stack.callback(handle.remove)
         problem.value(problem.batches[0])
@@ -177,7 +133,8 @@ def _fails(call: Call) -> bool:
     if not isinstance(value, Tensor) or not value.requires_grad or not torch.isfinite(value):
         return False
     try:
-        _check(Problem(again, lambda model, _: model(), [torch.zeros(1)]))
+        with warnings.catch_warnings(action="ignore"):  # of parameters that it does not use
+            _check(Problem(again, lambda model, _: model(), [torch.zeros(1)]))
     except (RuntimeError, NotImplementedError, ProblemError):
         return True
     return False

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,43 +35,19 @@ BLOCK_COLUMNS = {
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Diagnosis:
-    """What the Hessian says about a model at its present weights.
+    """What the Hessian says about a model at its present weights: print it, show it, `save` it."""
 
-    Attributes
-    ----------
-    name : str
-        Of the model.
-    cost : Cost
-        As it was estimated beforehand.
-    spectra : Spectra
-        Of the blocks.
-    divergences : DataFrame, (block, block)
-        Jensen–Shannon divergence in nats, of `js_matrix`.
-    heterogeneity : DataFrame
-        JS⁰ under each distance with its standard error, of `heterogeneity`.
-    blocks : DataFrame
-        A row a block, of `block_table`.
-    references : DataFrame
-        Where the model lies among this project's own, of `placed`.
-    advice : Advice
-        ``advice.word`` is "SGD will do", "use Adam" or "cannot tell".
-    notes : tuple of str
-        What to know about this measurement, in sentences.
-    settings, environment : dict
-        What was asked for, and what it was computed with.
-    """
-
-    name: str
-    cost: Cost
-    spectra: Spectra
-    divergences: pd.DataFrame
-    heterogeneity: pd.DataFrame
-    blocks: pd.DataFrame
-    references: pd.DataFrame
-    advice: Advice
-    notes: tuple[str, ...]
-    settings: dict
-    environment: dict
+    name: str  #: of the model
+    cost: Cost  #: as it was estimated beforehand
+    spectra: Spectra  #: of the blocks
+    divergences: pd.DataFrame  #: (block, block) Jensen–Shannon, nats, of `js_matrix`
+    heterogeneity: pd.DataFrame  #: JS⁰ under each distance and its error, of `heterogeneity`
+    blocks: pd.DataFrame  #: a row a block, of `block_table`
+    references: pd.DataFrame  #: where the model lies among this project's own, of `placed`
+    advice: Advice  #: ``advice.word`` is "SGD will do", "use Adam" or "cannot tell"
+    notes: tuple[str, ...]  #: what to know about this measurement, in sentences
+    settings: dict  #: what was asked for
+    environment: dict  #: what it was computed with
 
     @property
     def js0(self) -> Estimate:
@@ -78,13 +55,7 @@ class Diagnosis:
         return Estimate(*self.heterogeneity.loc[JS0, ["value", "standard_error"]])
 
     def drawings(self) -> list:
-        """Draw spectra, divergences, and the model among the reference models.
-
-        Returns
-        -------
-        list of Drawing
-            Each a figure with its name, its numbers and its caption.
-        """
+        """Draw spectra, divergences, and the model among the reference models: `Drawing` each."""
         from matplotlib import rc_context  # slow to import, as is seaborn
 
         from blockspectra.diagnosis.figures import drawings
@@ -95,76 +66,54 @@ class Diagnosis:
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write ``diagnosis.html``, one page that needs no other file, and ``diagnosis.json``.
 
-        Parameters
-        ----------
-        folder : path
-            Made if it is missing; files of that name in it are replaced.
-
-        Returns
-        -------
-        Path, Path
-            The page and the numbers.
+        The folder is made if it is missing; files of these names in it are replaced.
         """
-        return save(self, Path(folder))
+        text = json.dumps(as_dict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        numbers = write_text(Path(folder) / "diagnosis.json", text)
+        return write_text(Path(folder) / "diagnosis.html", page(self)), numbers
 
     def __str__(self) -> str:
-        return as_text(self)
+        lines = [
+            f"{self.name}: {_headline(self)}",
+            f"Advice: {self.advice.word}.",
+            *(f"  {sentence}" for sentence in self.advice.reasons),
+            *(f"Stands out: {name}: {why}." for name, why in _outstanding(self)),
+            *(f"Note: {note}" for note in self.notes),
+        ]
+        text, encoding = "\n".join(lines), getattr(sys.stdout, "encoding", None) or "utf-8"
+        try:
+            text.encode(encoding)
+        except UnicodeEncodeError:  # print would raise in a terminal that lacks letters
+            text = text.replace("λ", "lambda").replace("⁰", "0")
+            text = text.encode(encoding, "replace").decode(encoding)
+        return text
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        return summary(self)
-
-
-def save(diagnosis: Diagnosis, folder: Path) -> tuple[Path, Path]:
-    """Write the page and the numbers; see `Diagnosis.save`."""
-    text = json.dumps(as_dict(diagnosis), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    numbers = write_text(folder / "diagnosis.json", text)
-    return write_text(folder / "diagnosis.html", page(diagnosis)), numbers
+        return _render("summary.html", self, blocks=self.blocks)
 
 
 def as_dict(diagnosis: Diagnosis) -> dict[str, Any]:
     """All numbers of a diagnosis as JSON can hold them; what is not finite is None."""
     spectra = diagnosis.spectra
     nodes, weights = spectra.quadrature
+    tables = ("heterogeneity", "blocks", "references")
+    numbers = {"names": spectra.names, "nodes": nodes.tolist(), "weights": weights.tolist()}
     return _plain(
         {
             "model": diagnosis.name,
             "advice": asdict(diagnosis.advice),
             "js0": diagnosis.js0._asdict(),
-            "heterogeneity": _rows(diagnosis.heterogeneity),
-            "blocks": _rows(diagnosis.blocks),
-            "references": _rows(diagnosis.references),
+            **{key: getattr(diagnosis, key).reset_index().to_dict("records") for key in tables},
             "divergences": diagnosis.divergences.to_numpy().tolist(),
-            "spectra": {
-                "names": spectra.names,
-                "nodes": nodes.tolist(),
-                "weights": weights.tolist(),
-                "meta": spectra.meta,
-            },
+            "spectra": numbers | {"meta": spectra.meta},
             "notes": list(diagnosis.notes),
             "cost": asdict(diagnosis.cost),
             "settings": diagnosis.settings,
             "environment": diagnosis.environment,
         }
     )
-
-
-def as_text(diagnosis: Diagnosis) -> str:
-    """Lay the findings out for a terminal."""
-    lines = [
-        f"{diagnosis.name}: {_headline(diagnosis)}",
-        f"Advice: {diagnosis.advice.word}.",
-        *(f"  {sentence}" for sentence in diagnosis.advice.reasons),
-        *(f"Stands out: {name}: {why}." for name, why in _outstanding(diagnosis)),
-        *(f"Note: {note}" for note in diagnosis.notes),
-    ]
-    return "\n".join(lines)
-
-
-def summary(diagnosis: Diagnosis) -> str:
-    """Lay the findings out for a notebook, as HTML."""
-    return _render("summary.html", diagnosis, blocks=diagnosis.blocks)
 
 
 def page(diagnosis: Diagnosis) -> str:
@@ -228,10 +177,6 @@ def _readable(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return str(value)
-
-
-def _rows(table: pd.DataFrame) -> list[dict]:
-    return table.reset_index().to_dict("records")
 
 
 def _plain(value: Any) -> Any:

@@ -23,11 +23,8 @@ SETTINGS = ("steps", "probes", "samples", "seeds")
 def references() -> pd.DataFrame:
     """Read what was measured of the reference models at initialisation, and of their training.
 
-    Returns
-    -------
-    DataFrame
-        model, family, measure, value, standard_error, unit, and the settings: steps, probes,
-        samples of the Hessian, seeds. One row a model and measure.
+    One row a model and measure. Columns: model, family, measure, value, standard_error, unit, and
+    the settings: steps, probes, samples of the Hessian, seeds.
     """
     return pd.read_csv(TABLE, float_precision="round_trip")
 
@@ -42,13 +39,7 @@ class Point(NamedTuple):
 
 
 def points(table: pd.DataFrame) -> list[Point]:
-    """Pair JS⁰ and the gap of every reference model that has both.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Of `references`.
-    """
+    """Pair JS⁰ and the gap of every reference model that has both."""
     found = []
     for (model, family), part in table.groupby(["model", "family"], sort=False):
         rows = part.set_index("measure")[["value", "standard_error"]]
@@ -58,35 +49,17 @@ def points(table: pd.DataFrame) -> list[Point]:
 
 
 def settings(table: pd.DataFrame) -> dict[str, int]:
-    """Return the settings of the references, which JS⁰ depends on.
-
-    Raises
-    ------
-    ValueError
-        If they differ between the models, which makes them no scale.
-    """
+    """Return the settings of the references, which JS⁰ depends on; ValueError if they differ."""
     if (differ := table[list(SETTINGS)].nunique()).max() > 1:
         raise ValueError(f"The reference models differ in {', '.join(differ.index[differ > 1])}.")
     return {name: int(table[name].iloc[0]) for name in SETTINGS}
 
 
 def placed(table: pd.DataFrame, name: str, heterogeneity: pd.DataFrame) -> pd.DataFrame:
-    """Put a model among the reference models, measure by measure.
+    """Put a model, by its name and `heterogeneity`, among the reference models.
 
-    Parameters
-    ----------
-    table : DataFrame
-        Of `references`.
-    name : str
-        Of the model.
-    heterogeneity : DataFrame
-        Of `blockspectra.heterogeneity`.
-
-    Returns
-    -------
-    DataFrame
-        A row a measure: the model's value and standard_error, a column a reference model, and
-        ``below``: how many of them lie below it by two standard errors of both; ``above`` so too.
+    Returns a row a measure: the model's value and standard_error, a column a reference model, and
+    ``below``: how many of them lie below it by two standard errors of both; ``above`` so too.
     """
     models = table["model"].unique()
     values, errors = (

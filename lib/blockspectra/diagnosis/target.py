@@ -20,17 +20,9 @@ class TargetError(ValueError):
 def load_problem(target: str) -> Problem:
     """Import a function without arguments and call it.
 
-    Parameters
-    ----------
-    target : str
-        ``module:function`` of a module that can be imported, from the working folder first; or
-        ``path/to/file.py:function``, which may import what lies beside it.
-
-    Raises
-    ------
-    TargetError
-        In one sentence: the form is another, there is no such module, file or function, it cannot
-        be imported, it fails, or returns something else than a `Problem`.
+    ``target`` is ``module:function`` of a module that can be imported, from the working folder
+    first; or ``path/to/file.py:function``, which may import what lies beside it. What is wrong with
+    it is told by a TargetError, in one sentence.
     """
     place, _, name = target.rpartition(":")
     if not (place and name.isidentifier()):

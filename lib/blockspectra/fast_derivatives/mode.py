@@ -1,4 +1,4 @@
-"""The context in which functions of PyTorch are replaced by those of `rows` and `matrices`."""
+"""The context in which functions of PyTorch are replaced by those of `rows` and `attention`."""
 
 import math
 from collections.abc import Iterable
@@ -8,24 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from blockspectra.fast_derivatives.matrices import Attention, Matmul
-from blockspectra.fast_derivatives.rows import CrossEntropy, Gelu, LayerNorm, Softmax
+from blockspectra.fast_derivatives.attention import Attention
+from blockspectra.fast_derivatives.rows import CrossEntropy, Gelu, Normalize
 
 
 class FastDerivatives(TorchFunctionMode):
     """Inside this context these functions can be differentiated cheaply again.
 
-    Not more than twice, and not by forward-mode AD or ``torch.func``: they raise then.
-
-    Parameters
-    ----------
-    wanted : iterable of torch.nn.Parameter, optional
-        Those that will be differentiated in: to these functions, others are constants. All if None.
-
-    Attributes
-    ----------
-    replaced : bool
-        Whether any function was.
+    Not more than twice, and not by forward-mode AD or ``torch.func``: they raise then. Parameters
+    that are not among those ``wanted`` (default: all) are constants to these functions.
+    ``replaced`` says whether any function was.
     """
 
     def __init__(self, wanted: Iterable[nn.Parameter] | None = None):
@@ -35,15 +27,14 @@ class FastDerivatives(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """See `torch.overrides.TorchFunctionMode`."""
-        kwargs = kwargs or {}
+        kwargs, result = kwargs or {}, None
         if func in OURS:
-            ours, arguments = OURS[func]
-            given = arguments(*args, **kwargs)
-            if given is not None and _fits(given[0]):
-                self.replaced = True
-                result = ours.apply(*map(self._constant, given))
-                return result if isinstance(result, Tensor) else result[0]
-        return func(*args, **kwargs)
+            named = {name: self._constant(value) for name, value in kwargs.items()}
+            result = OURS[func](*map(self._constant, args), **named)
+        if result is None:
+            return func(*args, **kwargs)
+        self.replaced = True
+        return result
 
     def _constant(self, given):
         """Cut a parameter off that is not wanted."""
@@ -56,47 +47,38 @@ def _fits(x: Tensor) -> bool:
     return real and torch.is_grad_enabled() and x.requires_grad
 
 
-# how each function may be called; None for a call that is left as it is
+# called as PyTorch's functions of these names; None for a call that is left to those
 
 
-def _gelu_arguments(input, approximate="none"):
-    return (input,) if approximate == "none" else None
+def gelu(input, approximate="none"):
+    """Exact, not by tanh."""
+    return Gelu.apply(input) if _fits(input) and approximate == "none" else None
 
 
-def _matmul_arguments(input, other):
-    """Products of many matrices at once, as in attention; those of vectors and one are cheap."""
-    many = input.ndim == other.ndim >= 3 and input.shape[:-2] == other.shape[:-2]
-    return (input, other) if many and input.dtype == other.dtype and other.requires_grad else None
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    """Any."""
+    if not _fits(input):
+        return None
+    result = Normalize.apply(input, tuple(normalized_shape), eps)
+    result = result if weight is None else result * weight
+    return result if bias is None else result + bias
 
 
-def _softmax_arguments(input, dim, dtype=None):
-    return (input, dim) if type(dim) is int and dtype is None else None
-
-
-def _functional_softmax_arguments(input, dim=None, _stacklevel=3, dtype=None):
-    return _softmax_arguments(input, dim, dtype)
-
-
-def _layer_norm_arguments(input, normalized_shape, weight=None, bias=None, eps=1e-5):
-    return input, tuple(normalized_shape), weight, bias, eps
-
-
-def _cross_entropy_arguments(input, target, ignore_index=-100, reduction="mean", **others):
+def cross_entropy(input, target, ignore_index=-100, reduction="mean", **others):
     """Of rows of logits and one class each; the mean, without weights or smoothing."""
-    plain = (
-        input.ndim == 2 and target.ndim == 1 and reduction == "mean" and not any(others.values())
-    )
-    return (input, target, ignore_index) if plain else None
+    rows = input.ndim == 2 and target.ndim == 1 and _fits(input)
+    plain = rows and reduction == "mean" and not any(others.values())
+    return CrossEntropy.apply(input, target, ignore_index) if plain else None
 
 
-def _attention_arguments(
+def attention(
     query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False
 ):
     """Without dropout, of as many keys' heads as queries', under a mask that is constant."""
     alike = query.ndim >= 3 and query.shape[:-2] == key.shape[:-2] == value.shape[:-2]
     alike = alike and query.dtype == key.dtype == value.dtype
     constant = attn_mask is None or not attn_mask.requires_grad
-    if dropout_p or not (alike and constant):
+    if dropout_p or not (alike and constant and _fits(query)):
         return None
     bias = attn_mask
     if is_causal:
@@ -104,18 +86,12 @@ def _attention_arguments(
     if bias is not None and bias.dtype == torch.bool:
         bias = torch.zeros_like(bias, dtype=query.dtype).masked_fill_(~bias, -math.inf)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    return query, key, value, bias, scale
+    return Attention.apply(query, key, value, bias, scale)[0]
 
 
 OURS = {
-    F.scaled_dot_product_attention: (Attention, _attention_arguments),
-    F.cross_entropy: (CrossEntropy, _cross_entropy_arguments),
-    F.gelu: (Gelu, _gelu_arguments),
-    torch.matmul: (Matmul, _matmul_arguments),
-    Tensor.matmul: (Matmul, _matmul_arguments),
-    Tensor.__matmul__: (Matmul, _matmul_arguments),
-    F.softmax: (Softmax, _functional_softmax_arguments),
-    torch.softmax: (Softmax, _softmax_arguments),
-    Tensor.softmax: (Softmax, _softmax_arguments),
-    F.layer_norm: (LayerNorm, _layer_norm_arguments),
+    F.scaled_dot_product_attention: attention,
+    F.cross_entropy: cross_entropy,
+    F.gelu: gelu,
+    F.layer_norm: layer_norm,
 }

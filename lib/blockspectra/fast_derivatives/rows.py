@@ -1,33 +1,26 @@
-r"""GELU, softmax, cross-entropy and LayerNorm whose second derivatives cost little.
+r"""GELU, cross-entropy and LayerNorm whose second derivatives cost little.
 
 PyTorch differentiates the gradients of these by formulas made of ten to forty elementwise
 operations, many of which do not depend on the vector that a Hessian is multiplied by. Here what
-does not is computed once, with the graph.
+does not is computed once, with the gradient, which is a function of its own.
 
 For GELU, :math:`y = xΦ(x)`, the gradient :math:`g\,y'(x)` has the derivatives :math:`y'(x)` in
 :math:`g` and :math:`g\,y''(x)` in :math:`x`, with :math:`y'' = φ(x)(2 - x^2)`.
-
-For softmax, :math:`y`, the gradient :math:`y(g - g^\top y)` along :math:`v` has the derivative
-:math:`b = y(v - v^\top y)` in :math:`g` and :math:`v(g - g^\top y) - g\,v^\top y` in :math:`y`.
-With the derivative :math:`u` of the value in :math:`y`, that in the input is
-:math:`z - y\,1^\top z` with :math:`z = yu + b(g - g^\top y)`: what is missing there is a multiple
-of :math:`y`, which the projection takes away.
-
-For LayerNorm, with :math:`\hat x = (x - μ)r`, :math:`\hat g = g w` and the projection
-:math:`P = I - \frac1n 11^\top - \frac1n\hat x\hat x^\top`, the gradient :math:`rP\hat g` along
-:math:`v` has the derivative :math:`w\,rPv` in :math:`g` and, in :math:`x`,
-
-.. math:: -\frac{r}{n}\Big((v^\top d)\,\hat x + (\hat g^\top\hat x)\,rPv + (\hat x^\top v)\,d\Big),
-    \qquad d = rP\hat g.
 
 For the cross-entropy of logits :math:`x` with :math:`y = \mathrm{softmax}(x)`, a row's gradient is
 :math:`g(y - e)`, with a constant :math:`e`. Along :math:`v` it has the derivatives
 :math:`v^\top(y - e)` in :math:`g` and :math:`g\,y(v - v^\top y)` in :math:`x`.
 
-Each function has two parts. The gradient's own function, when it is differentiated along :math:`v`,
-sends :math:`v`, or what it has made of it, back to the function itself through a further output of
-that, a token. There, on the second visit, it meets the derivative of the value, and both are added
-where they arise instead of in passes of their own.
+For LayerNorm without weight and bias, which PyTorch multiplies and adds, with
+:math:`\hat x = (x - μ)r` and the projection
+:math:`P = I - \frac1n 11^\top - \frac1n\hat x\hat x^\top`, the gradient :math:`rPg` along :math:`v`
+has the derivative :math:`rPv` in :math:`g` and, in :math:`x`,
+
+.. math:: -\frac{r}{n}\Big((v^\top d)\,\hat x + (g^\top\hat x)\,rPv + (\hat x^\top v)\,d\Big),
+    \qquad d = rPg.
+
+Softmax and matrix products, as in attention that is written out, are left to PyTorch: measured on
+two such models, replacing them saved less than a tenth.
 """
 
 import math
@@ -38,7 +31,12 @@ from torch.autograd import Function
 
 softmax_backward = torch.ops.aten._softmax_backward_data
 layer_norm_backward = torch.ops.aten.native_layer_norm_backward
-ONCE = "this gradient can be taken once, and differentiated once more"
+
+
+def refuse_third():
+    """Refuse a third derivative: what is kept for products is a constant to autograd."""
+    if torch.is_grad_enabled():
+        raise RuntimeError("this gradient can be differentiated once more, not twice")
 
 
 class Gelu(Function):
@@ -46,107 +44,30 @@ class Gelu(Function):
 
     @staticmethod
     def forward(ctx, x):
-        ctx.set_materialize_grads(False)
         density = torch.exp(-x * x / 2) / math.sqrt(2 * math.pi)
-        slope, token = torch.special.ndtr(x).addcmul_(x, density), token_of(x)
-        ctx.save_for_backward(x, slope, token)
-        return F.gelu(x), token
+        ctx.save_for_backward(x, torch.special.ndtr(x).addcmul_(x, density))
+        return F.gelu(x)
 
     @staticmethod
-    def backward(ctx, g, v):
-        x, slope, token = ctx.saved_tensors
-        if g is None and v is None:
-            return None
-        if torch.is_grad_enabled():
-            first_visit(ctx)
-            with torch.no_grad():
-                curvature = torch.exp(-x * x / 2) * (2 - x * x) / math.sqrt(2 * math.pi)
-                ctx._saved_once = [g * curvature]
-            return GeluGradient.apply(g, token, slope)
-        if v is None:  # in a product
-            return g * slope
-        (bend,) = ctx._saved_once
-        return v * bend if g is None else (g * slope).addcmul_(v, bend)
+    def backward(ctx, g):
+        x, slope = ctx.saved_tensors
+        return GeluGradient.apply(g, x, slope) if torch.is_grad_enabled() else g * slope
 
 
 class GeluGradient(Function):
     """Its gradient."""
 
     @staticmethod
-    def forward(ctx, g, token, slope):
-        ctx.save_for_backward(slope)
+    def forward(ctx, g, x, slope):
+        bend = torch.exp(-x * x / 2) * (2 - x * x) / math.sqrt(2 * math.pi)
+        ctx.save_for_backward(slope, bend.mul_(g))
         return g * slope
 
     @staticmethod
     def backward(ctx, v):
-        last_visit()
-        (slope,) = ctx.saved_tensors
-        return v * slope, v, None
-
-
-class Softmax(Function):
-    """Softmax along one dimension."""
-
-    @staticmethod
-    def forward(ctx, x, dim):
-        ctx.set_materialize_grads(False)
-        y, token = x.softmax(dim), token_of(x)
-        ctx.save_for_backward(y, token)
-        ctx.dim = dim
-        return y, token
-
-    @staticmethod
-    def backward(ctx, g, v):
-        y, token = ctx.saved_tensors
-        if g is None and v is None:
-            return None, None
-        if torch.is_grad_enabled():
-            first_visit(ctx)
-            with torch.no_grad():
-                ctx._saved_once = [g - (g * y).sum(ctx.dim, keepdim=True)]
-            return SoftmaxGradient.apply(g, token, y.detach(), ctx.dim), None
-        if v is None:  # in a product
-            return softmax_backward(g, y, ctx.dim, y.dtype), None
-        (centred,) = ctx._saved_once
-        along = v * centred if g is None else (g * y).addcmul_(v, centred)
-        return along.addcmul_(along.sum(ctx.dim, keepdim=True), y, value=-1), None
-
-
-class SoftmaxGradient(Function):
-    """Its gradient."""
-
-    @staticmethod
-    def forward(ctx, g, token, y, dim):
-        ctx.dim = dim
-        ctx.save_for_backward(y)
-        return softmax_backward(g, y, dim, y.dtype)
-
-    @staticmethod
-    def backward(ctx, v):
-        last_visit()
-        (y,) = ctx.saved_tensors
-        projected = softmax_backward(v, y, ctx.dim, y.dtype)
-        return projected, projected, None, None
-
-
-def token_of(x):
-    """Return an output through which the function of a gradient sends back what it is given.
-
-    What depends on it is then worked out in one place: the second visit of the function itself.
-    """
-    return x.new_empty(()).expand(x.shape)
-
-
-def first_visit(ctx):
-    """Refuse a further gradient: the first visit keeps what the second one needs."""
-    if hasattr(ctx, "_saved_once"):
-        raise RuntimeError(ONCE)
-
-
-def last_visit():
-    """Refuse a third derivative."""
-    if torch.is_grad_enabled():
-        raise RuntimeError(ONCE)
+        refuse_third()
+        slope, bend = ctx.saved_tensors
+        return v * slope, v * bend, None
 
 
 class CrossEntropy(Function):
@@ -180,80 +101,52 @@ class CrossEntropyGradient(Function):
 
     @staticmethod
     def backward(ctx, v):
+        refuse_third()
         error, y, share = ctx.saved_tensors
-        last_visit()
         to_g = (v * error).sum() if ctx.needs_input_grad[0] else None
         return to_g, softmax_backward(v, y, 1, y.dtype).mul_(share), None, None, None
 
 
-class LayerNorm(Function):
-    """LayerNorm over the last dimensions."""
+class Normalize(Function):
+    """LayerNorm over the last dimensions, without weight and bias."""
 
     @staticmethod
-    def forward(ctx, x, shape, w, b, eps):
-        ctx.set_materialize_grads(False)
+    def forward(ctx, x, shape, eps):
+        ctx.shape = shape
+        y, mean, rstd = torch.native_layer_norm(x, shape, None, None, eps)
+        ctx.save_for_backward(x, mean, rstd)
+        return y
+
+    @staticmethod
+    def backward(ctx, g):
+        given = g, *ctx.saved_tensors, ctx.shape
+        found = NormalizeGradient.apply if torch.is_grad_enabled() else _project
+        return found(*given), None, None
+
+
+class NormalizeGradient(Function):
+    """Its gradient."""
+
+    @staticmethod
+    def forward(ctx, g, x, mean, rstd, shape):
         ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
-        y, mean, rstd = torch.native_layer_norm(x, shape, w, b, eps)
-        tokens = token_of(x), token_of(torch.stack([rstd, rstd]))
-        ctx.save_for_backward(x, w, b, mean, rstd, *tokens)
-        return y, *tokens
+        first = _project(g, x, mean, rstd, shape)
+        normal = (x - mean) * (rstd * rstd / -math.prod(shape))
+        along = (g * normal).sum(ctx.dims, keepdim=True)
+        ctx.save_for_backward(x, mean, rstd, first, normal, along)
+        return first
 
     @staticmethod
-    def backward(ctx, g, v, dots):
-        x, w, b, mean, rstd, *tokens = ctx.saved_tensors
-        dx = dw = db = None
-        if g is not None and torch.is_grad_enabled():
-            first_visit(ctx)
-            with torch.no_grad():
-                normal = (x - mean) * (rstd * rstd / -math.prod(ctx.shape))
-                along = ((g if w is None else g * w) * normal).sum(ctx.dims, keepdim=True)
-            about = x, w, b, mean, rstd, normal, ctx.shape
-            dx, dw, db, both = LayerNormGradient.apply(g, *about, *tokens)
-            ctx._saved_once = [along, both]
-        elif g is not None:  # in a product
-            wanted = [ctx.needs_input_grad[i] for i in (0, 2, 3)]
-            dx, dw, db = layer_norm_backward(g, x, ctx.shape, mean, rstd, w, b, wanted)
-        if v is not None:
-            along, (normal, first) = ctx._saved_once
-            with_normal, with_first = dots
-            dx = v * along if dx is None else dx.addcmul_(v, along)
-            dx.addcmul_(first, with_normal).addcmul_(normal, with_first)
-        return dx, None, dw, db, None
+    def backward(ctx, v):
+        refuse_third()
+        x, mean, rstd, first, normal, along = ctx.saved_tensors
+        to_g = _project(v, x, mean, rstd, ctx.shape)
+        to_x = (to_g * along).addcmul_(first, (v * normal).sum(ctx.dims, keepdim=True))
+        to_x.addcmul_(normal, (v * first).sum(ctx.dims, keepdim=True))
+        return to_g, to_x, None, None, None
 
 
-class LayerNormGradient(Function):
-    """Its gradients, and side by side the two vectors that products need."""
-
-    @staticmethod
-    def forward(ctx, g, x, w, b, mean, rstd, normal, shape, *tokens):
-        ctx.set_materialize_grads(False)
-        ctx.shape, ctx.dims = shape, tuple(range(-len(shape), 0))
-        wanted = [True, w is not None, b is not None]
-        found = layer_norm_backward(g, x, shape, mean, rstd, w, b, wanted)
-        both = torch.stack([normal, found[0]])
-        ctx.save_for_backward(g, x, w, mean, rstd, both)
-        ctx.mark_non_differentiable(both)
-        return *found, both
-
-    @staticmethod
-    def backward(ctx, v, vw, vb, _):
-        last_visit()
-        g, x, w, mean, rstd, both = ctx.saved_tensors
-        to_g, to_x, to_w, sent = vb, None, None, (None, None)
-
-        def project(u):  # rPu
-            only = [True, False, False]
-            return layer_norm_backward(u, x, ctx.shape, mean, rstd, None, None, only)[0]
-
-        if v is not None:
-            projected = project(v)
-            weighed = projected if w is None else projected * w
-            to_g = weighed if to_g is None else to_g + weighed
-            sent = projected, (v * both).sum(ctx.dims, keepdim=True)
-            if ctx.needs_input_grad[2]:
-                to_w = (g * projected).sum(tuple(range(v.ndim - len(ctx.shape))))
-        if vw is not None:
-            to_x, along = project(g * vw), vw * (x - mean) * rstd
-            to_g = along if to_g is None else to_g + along
-        to_g = None if to_g is None else to_g.expand_as(x)
-        return to_g, to_x, to_w, *(None,) * 5, *sent
+def _project(u, x, mean, rstd, shape):
+    """``rPu``."""
+    only = [True, False, False]
+    return layer_norm_backward(u, x, shape, mean, rstd, None, None, only)[0]

@@ -16,11 +16,8 @@ from blockspectra.spectra import Spectra
 def relative_density(spectra: Spectra, points: int = 240) -> pd.DataFrame:
     """Densities on the signed-log axis of λ / max|λ|, one row a block and grid point.
 
-    Returns
-    -------
-    DataFrame
-        block, eigenvalue (as a share of the largest |λ| of the model), position (decades on the
-        signed-log axis), density (per decade).
+    Columns: block, eigenvalue (as a share of the largest |λ| of the model), position (decades on
+    the signed-log axis), density (per decade).
     """
     top = np.abs(spectra.quadrature[0]).max() or 1.0
     reach = signed_log(np.array(1.0), FLOOR) + 5 * SIGMA["signed-log"]
@@ -43,14 +40,8 @@ def blockwise_spectra(
 ) -> Figure:
     """All blocks of each model in one panel, on identical axes.
 
-    Parameters
-    ----------
-    densities : DataFrame
-        model, block, position, density: of `relative_density` for each model.
-    families : mapping
-        Model → family, for the colour.
-    columns : int
-        Panels in a row.
+    ``densities``: model, block, position, density, as of `relative_density`; ``families``: model →
+    family, for the colour; ``columns``: panels in a row.
     """
     models = list(dict.fromkeys(densities["model"]))
     figure, axes = panels(len(models), columns, 1.75, sharex=True, sharey=True)
@@ -100,10 +91,7 @@ def spectrum_raster(densities: pd.DataFrame, model: str) -> Figure:
 def spectrum_comparison(curves: pd.DataFrame) -> Figure:
     """Density of several blocks by several methods, a panel a block.
 
-    Parameters
-    ----------
-    curves : DataFrame
-        block, method, position (decades on the signed-log axis), density (per decade).
+    ``curves``: block, method, position (decades on the signed-log axis), density (per decade).
     """
     blocks = list(dict.fromkeys(curves["block"]))
     figure, axes = panels(len(blocks), None, 1.9, sharey=True, sharex=True)

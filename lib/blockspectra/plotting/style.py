@@ -58,14 +58,8 @@ def panels(
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure of some panels in rows; places left over stay empty.
 
-    Parameters
-    ----------
-    count, columns : int
-        Panels in all, and at most in a row; all in one row if None.
-    height, width : float
-        Of a row and of the figure, in inches.
-    **shared
-        ``sharex`` and ``sharey`` of matplotlib.
+    ``columns`` panels at most in a row, all in one if None; ``height`` of a row and ``width`` of
+    the figure in inches; ``shared``: ``sharex`` and ``sharey`` of matplotlib.
     """
     columns = min(columns or count, count)
     rows = -(-count // columns)
@@ -80,15 +74,9 @@ def panels(
 def legend(
     figure: Figure, ax: Axes, where: str = "upper", ncols: int | None = None, **settings
 ) -> None:
-    """Put one legend for all panels above or below them, with the entries of one.
+    """Put one legend for all panels above or below them (``where``), with the entries of one.
 
-    Parameters
-    ----------
-    where : {"upper", "lower"}
-    ncols : int, optional
-        Entries in a row; all if left out.
-    **settings
-        Further ones of `Figure.legend`.
+    ``ncols`` entries in a row, by default all; further settings are those of `Figure.legend`.
     """
     handles, labels = ax.get_legend_handles_labels()
     settings |= {"loc": f"outside {where} center", "ncols": ncols or len(labels)}
@@ -122,7 +110,7 @@ def lines(
     guide: float | None = None,
     markers: bool = True,
 ) -> Figure:
-    """Curves in panels side by side that share their x axis: seaborn lines, with bands if repeated.
+    """Curves in panels that share their x axis: seaborn lines, with bands if repeated.
 
     Panels whose y axes have one label share that axis too. Models have the colours of `MODEL`.
 
@@ -132,8 +120,6 @@ def lines(
         Tidy: columns ``x``, ``hue`` and one a panel.
     columns : mapping
         Column of a panel → (title, label of the y axis with its unit).
-    x, hue, xlabel : str
-        Columns, and the label of the x axis.
     log : {"xy", "x", "y", ""}
         Logarithmic axes.
     guide : float, optional

@@ -7,7 +7,7 @@ best block-diagonal approximation of :math:`H` misses :math:`\sqrt{1 - \text{sha
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -15,8 +15,8 @@ import pandas as pd
 from companion.datasets.images import MNIST
 from companion.datasets.sources import digest_of
 from companion.datasets.text import PLAYS
-from companion.experiments.one_hidden_layer import Training, moments
-from companion.store import Job, Store
+from companion.experiments.one_hidden_layer import LOSSES, Training, moments
+from companion.store import Job, Store, declare
 
 #: layers whose weights are partitioned, and the ways of it; see `grouping`
 CUTS = [(layer, by) for layer in ("hidden", "output", "both") for by in ("neuron", "input")]
@@ -163,52 +163,34 @@ class HessianImage(BlockShares):
 
 
 def shares(
-    hidden: int,
-    side: int,
-    inputs: int,
     image_classes: list[int],
     text_classes: list[int],
     gaussian_classes: list[int],
-    samples: int,
-    steps: int,
-    batch: int,
-    rate: float,
     seeds: int,
-    device: str = "cpu",
+    **settings: Any,
 ) -> list[BlockShares]:
     """Declare chapter 01's shares: every task, number of classes, loss and seed."""
-    shared = {"hidden": hidden, "side": side, "inputs": inputs, "samples": samples}
-    shared |= {"steps": steps, "batch": batch, "rate": rate, "device": device}
-    wanted = [
-        BlockShares(task, classes, loss, seed, **shared)
+    learnt = [
+        {"task": task, "classes": classes, "loss": loss, "seed": seed}
         for seed in range(seeds)
-        for loss in ("cross-entropy", "squared error")
+        for loss in LOSSES
         for task, several in {"images": image_classes, "text": text_classes}.items()
         for classes in several
     ]
-    return wanted + [
-        BlockShares("gaussian", classes, seed=seed, stages=(1, 100), **shared)
+    random = [
+        {"task": "gaussian", "classes": classes, "seed": seed, "stages": (1, 100)}
         for seed in range(seeds)
         for classes in gaussian_classes
     ]
+    return [declare(BlockShares, settings, **one) for one in learnt + random]
 
 
 def pictures(
-    hidden: int,
-    side: int,
-    inputs: int,
-    image_classes: list[int],
-    text_classes: list[int],
-    samples: int,
-    steps: int,
-    batch: int,
-    rate: float,
-    device: str = "cpu",
+    image_classes: list[int], text_classes: list[int], **settings: Any
 ) -> list[HessianImage]:
     """Declare chapter 01's Hessians: the images and the text of most classes, seed 0."""
-    shared = {"hidden": hidden, "side": side, "inputs": inputs, "samples": samples}
-    shared |= {"steps": steps, "batch": batch, "rate": rate, "device": device}
+    shown = {"images": (max(image_classes), 64), "text": (max(text_classes), 32)}
     return [
-        HessianImage("images", max(image_classes), cells=64, **shared),
-        HessianImage("text", max(text_classes), cells=32, **shared),
+        declare(HessianImage, settings, task=task, classes=classes, cells=cells)
+        for task, (classes, cells) in shown.items()
     ]

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from companion.datasets.images import MNIST
 from companion.datasets.sources import digest_of
 from companion.models.man_made import man_made, multipliers
 from companion.rate_search import last, search
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 from companion.training import OPTIMIZERS, train_together
 
 #: exponents (see `rate_of`) in the middle of the grids at c = 1: rates 0.3, 0.1 and 0.01
@@ -160,49 +161,28 @@ class ManMadeComparison(OnMNIST, Job):
         where the run has diverged: it counts as guessing), score (1 − accuracy, ``inf`` where
         diverged), loss (training, mean of the last tenth of the steps, nats), diverged.
         """
-        shared = {key: getattr(self, key) for key in ("layer", "side", "width", "batch", "steps")}
 
         def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
-            chosen = {"at": tuple(rates), "seeds": tuple(seeds), "device": self.device}
-            return store.get(ManMadeRuns(self.c, optimizer, **chosen, **shared))
+            chosen = {"optimizer": optimizer, "at": tuple(rates), "seeds": tuple(seeds)}
+            return store.get(declare(ManMadeRuns, vars(self), **chosen))
 
         grids = {name: self.grid(name) for name in MIDDLE}
         fresh = range(self.searched, self.searched + self.seeds)
         return search(runs, grids, searched=range(self.searched), fresh=fresh)
 
 
-def comparisons(
-    c: list[float],
-    side: int,
-    width: int,
-    batch: int,
-    steps: int,
-    rates: int,
-    searched: int,
-    seeds: int,
-    device: str = "cpu",
-) -> list[ManMadeComparison]:
+def comparisons(c: list[float], **settings: Any) -> list[ManMadeComparison]:
     """Declare chapter 07's comparisons: each c, then c = 1 with the first or last layer alone."""
-    shared = {"side": side, "width": width, "batch": batch, "steps": steps, "rates": rates}
-    shared |= {"searched": searched, "seeds": seeds, "device": device}
     ways = [(value, None) for value in c] + [(1.0, 0), (1.0, 3)]
-    return [ManMadeComparison(value, layer, **shared) for value, layer in ways]
+    return [declare(ManMadeComparison, settings, c=value, layer=layer) for value, layer in ways]
 
 
 def spectra(
-    c: list[float],
-    side: int,
-    width: int,
-    samples: int,
-    lanczos_steps: int,
-    probes: int,
-    initialisations: int,
-    device: str = "cpu",
+    c: list[float], lanczos_steps: int, initialisations: int, **settings: Any
 ) -> list[ManMadeSpectra]:
     """Declare chapter 07's spectra: several initialisations of each c."""
-    settings = {"steps": lanczos_steps, "probes": probes, "device": device}
     return [
-        ManMadeSpectra(value, seed, side, width, samples, **settings)
+        declare(ManMadeSpectra, settings, c=value, seed=seed, steps=lanczos_steps)
         for value in c
         for seed in range(initialisations)
     ]

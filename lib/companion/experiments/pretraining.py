@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,7 +16,7 @@ from companion.pretrained.gpt2 import Checkpoint
 from companion.pretrained.minilm import MiniLM
 from companion.pretrained.nano_gpt import NanoGPT, NanoWeights
 from companion.rate_search import windowed
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 
 Subject = NanoGPT | MiniLM | Checkpoint
 STARTS = {"from scratch": False, "pre-trained": True}
@@ -141,15 +142,8 @@ class FineTuning(OfSubject, Job):
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs: optimizer, rate, seed, part, step, loss, score; one row a window."""
-        shared = ("subject", "pretrained", "samples", "batch", "steps", "windows", "device")
-        run = partial(FineTuningRun, **{key: getattr(self, key) for key in shared})
+        run = partial(declare, FineTuningRun, vars(self))
         return compare(store, run, self.subject.middle, self.rates, self.seeds, self.repeats)
-
-
-def pretrainings(size: str, pretraining_steps: int, pretrainings: int) -> list[Pretraining]:
-    """Declare chapter 09's pre-trainings of the nano GPT."""
-    nano = NanoGPT(size, pretraining_steps, times=pretrainings)
-    return [Pretraining(nano, seed) for seed in range(pretrainings)]
 
 
 def subjects(
@@ -169,58 +163,45 @@ def subjects(
     return found
 
 
-def spectra(
-    size: str,
-    pretraining_steps: int,
-    pretrainings: int,
-    samples: int,
-    steps: int,
-    probes: int,
-    seeds: int,
-    minilm: dict[str, int],
-    checkpoint: str = "",
-    instructions: str = "",
-    device: str = "cpu",
-) -> dict[tuple[str, str, int], Job]:
+def pretrainings(**settings: Any) -> list[Pretraining]:
+    """Declare chapter 09's pre-trainings of the nano GPT."""
+    nano = declare(subjects, settings)["nano GPT"]
+    return [Pretraining(nano, seed) for seed in range(nano.times)]
+
+
+def spectra(seeds: int, **settings: Any) -> dict[tuple[str, str, int], Job]:
     """Declare chapter 09's spectra: (model, start, seed) → job.
 
     The nano GPT from scratch is the GPT of chapter 04.
     """
-    hessian = {"samples": samples, "steps": steps, "probes": probes, "device": device}
-    few = {key: value for key, value in minilm.items() if key != "train"} | {"device": device}
-    every = subjects(size, pretraining_steps, pretrainings, minilm, checkpoint, instructions)
+    few = {key: value for key, value in settings["minilm"].items() if key != "train"}
     wanted: dict[tuple[str, str, int], Job] = {}
     for seed in range(seeds):
-        for model, subject in every.items():
+        for model, subject in declare(subjects, settings).items():
             for start, pretrained in STARTS.items():
-                settings = few if model == "MiniLM" else hessian
-                job = PretrainedSpectra(subject, pretrained, seed=seed, **settings)
                 if model == "nano GPT" and not pretrained:
-                    job = InitialSpectra("gpt", size, seed=seed, **hessian)
+                    job = declare(InitialSpectra, settings, model="gpt", seed=seed)
+                else:
+                    chosen = {"subject": subject, "pretrained": pretrained, "seed": seed}
+                    chosen |= few if model == "MiniLM" else {}
+                    job = declare(PretrainedSpectra, settings, **chosen)
                 wanted[model, start, seed] = job
     return wanted
 
 
 def tunings(
-    size: str,
-    pretraining_steps: int,
-    pretrainings: int,
-    train_steps: int,
-    train_seeds: int,
-    minilm: dict[str, int],
-    checkpoint: str = "",
-    instructions: str = "",
-    device: str = "cpu",
+    train_steps: int, train_seeds: int, device: str = "cpu", **settings: Any
 ) -> dict[str, Job]:
     """Declare chapter 09's comparisons of optimizers: model and start → job."""
     run = {"steps": train_steps, "seeds": train_seeds, "device": device}
-    every = subjects(size, pretraining_steps, pretrainings, minilm, checkpoint, instructions)
-    wanted: dict[str, Job] = {"nano GPT, from scratch": OptimizerComparison("gpt", size, **run)}
+    every = declare(subjects, settings)
+    scratch = OptimizerComparison("gpt", settings["size"], **run)
+    wanted: dict[str, Job] = {"nano GPT, from scratch": scratch}
     wanted["nano GPT, pre-trained"] = FineTuning(every["nano GPT"], **run)
-    if minilm:
-        few = run | {"steps": minilm["train"], "samples": 240, "batch": 8, "repeats": 0}
-        wanted["MiniLM, pre-trained"] = FineTuning(every["MiniLM"], **few)
-    if checkpoint:
+    if "MiniLM" in every:
+        few = {"steps": settings["minilm"]["train"], "samples": 240, "batch": 8, "repeats": 0}
+        wanted["MiniLM, pre-trained"] = FineTuning(every["MiniLM"], **run | few)
+    if "GPT2" in every:
         for start, pretrained in STARTS.items():
             wanted[f"GPT2, {start}"] = FineTuning(every["GPT2"], pretrained, samples=500, **run)
     return wanted

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,10 +21,13 @@ from companion.quadratics.convergence import (
 )
 from companion.quadratics.problem import Quadratic, adam, gd, heavy_ball, sign_descent
 from companion.rate_search import search
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 
 #: exponents of `rate_of` that a search of ``rates`` steps begins with: 0.01 and 0.0003
 FIRST = {"adam": -4, "sign": -7}
+
+#: how chapter 10 draws Cases 1 and 2; the other variants of `from_spectra` are compared with it
+READING = "shift per block"
 
 Problems = Sequence[tuple[Quadratic, Tensor]]  # with their starts
 
@@ -45,7 +49,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """Number, and variant where it is not the first."""
+        """Number, and variant where it is not the first of all."""
         own = "" if self.variant == VARIANTS[0] else f"-{self.variant.replace(' ', '-')}"
         return f"case{self.number}{own}"
 
@@ -204,21 +208,12 @@ PARTS = ("attn.c_attn.q", "attn.c_attn.v", "mlp.c_proj")  # of a layer of the GP
 
 
 def cases(
-    layer: int,
-    resnet_blocks: str,
-    size: str,
-    samples: int,
-    steps: int,
-    probes: int,
-    literal_init: bool,
-    count: int,
-    quadratics: int,
-    device: str = "cpu",
+    transformer: str, layer: int, resnet_blocks: str, quadratics: int, count: int, **settings: Any
 ) -> dict[tuple[int, str], Case]:
-    """Name chapter 10's cases: (number, variant) → case, the first variant of each number first."""
-    shared = {"size": size, "samples": samples, "seed": 0, "literal_init": literal_init}
-    shared |= {"steps": steps, "probes": probes, "device": device}
-    gpt, resnet = (InitialSpectra(name, **shared) for name in ("gpt", "resnet"))
+    """Name chapter 10's cases: (number, variant) → case, those with `READING` first."""
+    gpt, resnet = (
+        declare(InitialSpectra, settings, model=model, seed=0) for model in (transformer, "resnet")
+    )
     sources = {
         1: (gpt, ("{first}", *(f"h.{layer}.{part}" for part in PARTS))),
         2: (resnet, tuple(resnet_blocks.split())),
@@ -228,46 +223,37 @@ def cases(
         for number in sources
         for variant in VARIANTS
     }
-    cases |= {(number, VARIANTS[0]): Case(number, quadratics) for number in (3, 4)}
-    return dict(sorted(cases.items(), key=lambda item: item[0][1] != VARIANTS[0]))
+    cases |= {(number, READING): Case(number, quadratics) for number in (3, 4)}
+    return dict(sorted(cases.items(), key=lambda item: item[0][1] != READING))
 
 
 def counts(
     cases: dict[tuple[int, str], Case], draws: int, variant_draws: int
 ) -> dict[tuple[int, str], QuadraticCounts]:
-    """Declare the counts of each case; variants after the first have draws of their own number."""
+    """Declare the counts of each case; other readings than `READING` have ``variant_draws``."""
     return {
-        key: QuadraticCounts(case, draws if key[1] == VARIANTS[0] else variant_draws)
+        key: QuadraticCounts(case, draws if key[1] == READING else variant_draws)
         for key, case in cases.items()
     }
 
 
+def counted_at(**settings: Any) -> list[QuadraticCounts]:
+    """Declare the counts of the four cases alone, in the order of their numbers."""
+    counted = declare(counts, settings, cases=declare(cases, settings))
+    return [counted[number, READING] for number in (1, 2, 3, 4)]
+
+
 def curves(cases: dict[tuple[int, str], Case], iterations: int) -> list[QuadraticCurves]:
     """Declare the curves of the four cases, in the order of their numbers."""
-    return [QuadraticCurves(cases[n, VARIANTS[0]], steps=iterations) for n in (1, 2, 3, 4)]
+    return [QuadraticCurves(cases[n, READING], steps=iterations) for n in (1, 2, 3, 4)]
 
 
-def jobs(
-    layer: int,
-    resnet_blocks: str,
-    size: str,
-    samples: int,
-    steps: int,
-    probes: int,
-    literal_init: bool,
-    count: int,
-    quadratics: int,
-    draws: int,
-    variant_draws: int,
-    iterations: int,
-    device: str = "cpu",
-) -> list[Job]:
+def jobs(**settings: Any) -> list[Job]:
     """Declare all of chapter 10: the spectra first, which its cases are drawn from."""
-    which = (layer, resnet_blocks, size, samples, steps, probes, literal_init, count, quadratics)
-    every = cases(*which, device)
+    every = declare(cases, settings)
     sources = [case.spectra for case in every.values() if case.spectra is not None]
-    counted = counts(every, draws, variant_draws)
-    return [*dict.fromkeys(sources), *counted.values(), *curves(every, iterations)]
+    counted = declare(counts, settings, cases=every)
+    return [*dict.fromkeys(sources), *counted.values(), *curves(every, settings["iterations"])]
 
 
 def families(

@@ -1,6 +1,7 @@
 """The full Hessian spectrum of a model at several stages of its training."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from blockspectra.slq import full_spectrum
 from blockspectra.spectra import Spectra, concat
 from companion import datasets, setups
 from companion.setups import setup
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 from companion.training import OPTIMIZERS, train
 
 
@@ -97,27 +98,18 @@ class SpectraDuringTraining(Job):
 
 def jobs(
     model: str,
-    size: str,
     stages: list[float],
-    training: int,
-    batch: int,
-    samples: int,
     sgd_rate: float,
     adamw_rate: float,
-    hessian: int,
-    steps: int,
-    probes: int,
     seeds: int,
-    device: str = "cpu",
+    **settings: Any,
 ) -> list[SpectraDuringTraining]:
     """Declare chapter 03's runs: CNNs by SGD with momentum, Transformers by AdamW."""
     rules = {"CNN": ("momentum", sgd_rate), "Transformer": ("adamw", adamw_rate)}
-    shared = {"size": size, "training": training, "batch": batch, "samples": samples}
-    shared |= {"shares": tuple(stages), "hessian": hessian, "steps": steps, "probes": probes}
-    return [
-        SpectraDuringTraining(
-            name, *rules[setups.ARCHITECTURES[name].family], **shared, seed=seed, device=device
-        )
-        for seed in range(seeds)
-        for name in setups.names(model)
-    ]
+    wanted = []
+    for seed in range(seeds):
+        for name in setups.names(model):
+            optimizer, rate = rules[setups.ARCHITECTURES[name].family]
+            chosen = {"model": name, "optimizer": optimizer, "rate": rate, "shares": tuple(stages)}
+            wanted.append(declare(SpectraDuringTraining, settings, seed=seed, **chosen))
+    return wanted

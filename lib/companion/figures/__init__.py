@@ -14,7 +14,7 @@ from blockspectra.plotting.spectra import (
 )
 from blockspectra.plotting.style import lines, use_style
 from companion.figures.benchmarks import cost_growth, cost_ratios, peak_memory
-from companion.figures.blocks import numbers_by_block
+from companion.figures.blocks import numbers_by_block, paper_densities, paper_view
 from companion.figures.distances import distance_maps, heterogeneity_by_measure
 from companion.figures.full_spectra import (
     contrast_by_stage,

@@ -1,13 +1,24 @@
-"""Numbers of every block of several models, a panel a model."""
+"""Blocks of several models, a panel a model: numbers of each, and the paper's view of four."""
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blockspectra.plotting.style import COLORBLIND, MODEL, legend, panels, typeset
+from blockspectra.plotting.style import COLORBLIND, MODEL, legend, panels, short, typeset
+from blockspectra.spectra import Spectra
 
 MARKERS = "oDs"
+WIDTH = 0.04  # of the Gaussian in the paper's view, in units of the largest |λ|
+#: what to show of a Transformer or a mixer: the first block, and these of its middle layer
+KINDS = (
+    r"\.(q|query|token_mix\.fc1)$",
+    r"\.(v|value|token_mix\.fc2)$",
+    r"(c_fc|mlp\.fc1|channel_mix\.fc1)$",
+)
 
 
 def numbers_by_block(table: pd.DataFrame, labels: Mapping[str, str], ylabel: str) -> Figure:
@@ -26,4 +37,49 @@ def numbers_by_block(table: pd.DataFrame, labels: Mapping[str, str], ylabel: str
     figure.supxlabel("block, from input to output", fontsize=8)
     figure.supylabel(typeset(ylabel), fontsize=8)
     legend(figure, axes[0])
+    return figure
+
+
+def four_blocks(spectra: Spectra) -> list[str]:
+    """Four blocks to show: of a CNN spread over its depth, of others one of each kind."""
+    names = spectra.names
+    if spectra.meta["family"] == "CNN":
+        return [names[round(i * (len(names) - 1) / 3)] for i in range(4)]
+    matching = ([name for name in names if re.search(kind, name)] for kind in KINDS)
+    return [names[0], *(found[len(found) // 2] for found in matching)]
+
+
+def paper_densities(measured: Sequence[Spectra], points: int = 401) -> pd.DataFrame:
+    """Density of four blocks of each model against the eigenvalue over the block's largest one.
+
+    Returns
+    -------
+    DataFrame
+        model, block, position (λ/λ_max), density (mean over probes, Gaussian of `WIDTH`).
+    """
+    grid, parts = np.linspace(-1.15, 1.15, points), []
+    for one in measured:
+        for name in four_blocks(one):
+            block = one.select([name])
+            largest = np.abs(block.quadrature[0]).max() or 1.0
+            block = replace(block, alpha=block.alpha / largest, beta=block.beta / largest)
+            about = {"model": one.meta["title"], "block": short(name), "position": grid}
+            parts.append(pd.DataFrame(about | {"density": block.density(grid, WIDTH)[0]}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def paper_view(table: pd.DataFrame) -> Figure:
+    """Draw four blocks of each model as the paper does: log density of `paper_densities`."""
+    models = [name for name in MODEL if name in set(table["model"])]
+    figure, axes = panels(len(models), 4 if len(models) > 6 else 3, 1.9, sharex=True, sharey=True)
+    for ax, model in zip(axes, models, strict=True):
+        part = table[table["model"] == model]
+        for i, (block, one) in enumerate(part.groupby("block", sort=False)):
+            ax.plot(
+                one["position"], one["density"], color=COLORBLIND[i], label=block, linewidth=0.9
+            )
+        ax.legend(fontsize=5.5, frameon=False, loc="upper left", handlelength=1.2)
+        ax.set(title=model, yscale="log", ylim=(1e-5, 60))
+    figure.supxlabel(typeset("eigenvalue / largest |λ| of the block"), fontsize=8)
+    figure.supylabel("density", fontsize=8)
     return figure

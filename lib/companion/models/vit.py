@@ -33,6 +33,8 @@ class Attention(nn.Module):
     logits would not depend on the image, and about half of the Hessian blocks would be zero.
     """
 
+    fused = {"qkv": "q k v"}  # noqa: RUF012 -- `partition` cuts it so
+
     def __init__(self, config: ViTConfig):
         super().__init__()
         self.heads = config.heads

@@ -77,8 +77,8 @@ def steps_to(modes: Modes, step: float | Tensor, *, factor: float = 1e-6) -> Ten
     return torch.where(converges, torch.minimum(*counts), torch.inf)
 
 
-def best_step(modes: Modes, *, factor: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Search the constant step that cuts ‖g‖ by ``factor`` soonest; it and its count, (start, 1).
+def best_step(modes: Modes) -> tuple[Tensor, Tensor]:
+    """Search the constant step that cuts ‖g‖ by 10⁶ soonest; it and its count, (start, 1).
 
     Steps η = 2(1−δ)/s_max lie on a grid of log δ, from δ = ½ (smaller steps slow every mode) to a
     hundredth of the minimax step's δ, refined five times around the best. This knows the start: the
@@ -89,7 +89,7 @@ def best_step(modes: Modes, *, factor: float = 1e-6) -> tuple[Tensor, Tensor]:
     for _ in range(6):
         grid = left + (right - left) * torch.linspace(0, 1, 17, dtype=torch.float64)
         step = 2 * (1 - grid.exp()) / top
-        counts = steps_to(modes, step, factor=factor)
+        counts = steps_to(modes, step)
         best = counts.argmin(1, keepdim=True)
         left, right = (grid.gather(1, (best + side).clamp(0, 16)) for side in (-1, 1))
     return step.gather(1, best), counts.gather(1, best)

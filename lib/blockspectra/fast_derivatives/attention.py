@@ -1,7 +1,7 @@
-r"""Attention and batched matrix products whose second derivatives cost little.
+r"""Attention whose second derivatives cost little.
 
-With the scores :math:`S = s\,qk^\top + M` of attention, its weights :math:`P = \mathrm{softmax}(S)`
-and its value :math:`Pv`, the gradient along :math:`g` is
+With scores :math:`S = s\,qk^\top + M`, weights :math:`P = \mathrm{softmax}(S)` and the value
+:math:`Pv`, the gradient along :math:`g` is
 
 .. math:: \big(s\,Gk,\; s\,G^\top q,\; P^\top g\big), \qquad G = P ∘ C,
     \qquad C = gv^\top - (P ∘ gv^\top)11^\top.
@@ -15,15 +15,15 @@ With the derivative :math:`u` of the value, those in :math:`q, k, v` are
 
 As one function, attention has none of the copies, scalings and sums between those of its parts.
 
-Products of many matrices at once, :math:`ab`, are for attention that is written out: copies of
-views that are not contiguous are made once, and both parts of the derivative in :math:`g` are
-summed as they arise. How both visits of a function meet is told in `rows`.
+It has two parts. The function of the gradient, differentiated along :math:`a, b, c`, sends
+these and :math:`\dot P` back to the function itself through further outputs of that, tokens. There,
+on the second visit, they meet the derivative of the value, and both are added where they arise.
 """
 
 import torch
 from torch.autograd import Function
 
-from blockspectra.fast_derivatives.rows import first_visit, last_visit, softmax_backward, token_of
+from blockspectra.fast_derivatives.rows import refuse_third, softmax_backward
 
 
 class Attention(Function):
@@ -39,7 +39,7 @@ class Attention(Function):
         else:  # rows in which all is forbidden are zero, as in PyTorch's own attention
             p = (scores + bias).softmax(-1).masked_fill_(bias.isneginf().all(-1, keepdim=True), 0)
         kept = [_flat(x) for x in (q * scale, k * scale, v, p)]
-        tokens = [token_of(x) for x in kept]
+        tokens = [x.new_empty(()).expand(x.shape) for x in kept]
         ctx.save_for_backward(*kept, *tokens)
         return p @ v, *tokens
 
@@ -50,7 +50,8 @@ class Attention(Function):
         if u is None and a is None and b is None and c is None:
             return (None,) * 5
         if torch.is_grad_enabled():
-            first_visit(ctx)
+            if hasattr(ctx, "_saved_once"):  # kept for the second visit, which follows one gradient
+                raise RuntimeError("this gradient of attention can be taken once")
             kept = (x.detach() for x in (qs, ks, v, p))
             *found, centred, slope = AttentionGradient.apply(u, *tokens, *kept, ctx.scale)
             ctx._saved_once = [u.detach(), centred, slope]
@@ -87,56 +88,11 @@ class AttentionGradient(Function):
 
     @staticmethod
     def backward(ctx, a, b, c, *_):
-        last_visit()
+        refuse_third()
         qs, ks, v, p = ctx.saved_tensors
         p_dot = _sum((a, ks.mT), (qs, _mT(b)))
         p_dot = None if p_dot is None else softmax_backward(p_dot, p, -1, p.dtype)
         return _sum((p_dot, v), (p, c)), a, b, c, p_dot, *(None,) * 5
-
-
-class Matmul(Function):
-    """Products of many matrices at once."""
-
-    @staticmethod
-    def forward(ctx, a, b):
-        ctx.set_materialize_grads(False)
-        ctx.shapes = a.shape, b.shape
-        flat = [_flat(x) for x in (a, b)]
-        tokens = [token_of(x) for x in flat]
-        ctx.save_for_backward(*flat, *tokens)
-        return a @ b, *tokens
-
-    @staticmethod
-    def backward(ctx, g, va, vb):
-        a, b, *tokens = ctx.saved_tensors
-        g = _flat(g)
-        if g is None and va is None and vb is None:
-            return None, None
-        if torch.is_grad_enabled():
-            first_visit(ctx)
-            ctx._saved_once = [g.detach()]
-            found = MatmulGradient.apply(g, *tokens, a.detach(), b.detach())
-        else:  # in a product
-            (first,) = ctx._saved_once
-            found = _sum((g, _mT(b)), (first, _mT(vb))), _sum((_mT(a), g), (_mT(va), first))
-        pairs = zip(found, ctx.shapes, strict=True)
-        return tuple(None if x is None else x.view(shape) for x, shape in pairs)
-
-
-class MatmulGradient(Function):
-    """Its two gradients."""
-
-    @staticmethod
-    def forward(ctx, g, token_a, token_b, a, b):
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(a, b)
-        return g @ b.mT, a.mT @ g
-
-    @staticmethod
-    def backward(ctx, va, vb):
-        last_visit()
-        a, b = ctx.saved_tensors
-        return _sum((va, b), (a, vb)), va, vb, None, None
 
 
 def _flat(x):

@@ -1,0 +1,158 @@
+"""What an evaluation of the loss must do, and must not, before second derivatives are of use.
+
+It must depend on the parameters asked for, be a mean over what batches are weighted by, and leave
+the model as it is. All of it shows in what happens, whatever the modules are called.
+"""
+
+import warnings
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
+from torch.nn.parameter import UninitializedTensorMixin
+
+from blockspectra.blocks import NO_VALUES
+from blockspectra.differences import copied
+from blockspectra.gradient_graph import GradientGraph, graph
+from blockspectra.problem import Problem, ProblemError, joined
+
+# A batch repeated has the loss of the batch, but for rounding, or twice that if it is a sum.
+ALIKE = 1e-2
+# Errors of a mean that are rounding: a share of it, and times what the batch repeated had.
+ROUNDING = 1e-4, 20
+CACHE = (
+    "The loss depends on {}, which evaluating it again does not compute again: switch off what "
+    "keeps it, such as a cached weight or parametrize.cached()."
+)
+
+
+def check_parameters(problem: Problem, parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse parameters that are not the model's, or that nothing can be differentiated in."""
+    names = {p: name for name, p in problem.model.named_parameters()}
+    for p, name in names.items():
+        if isinstance(p, UninitializedTensorMixin) or p.is_meta:
+            raise ProblemError(NO_VALUES.format(name))
+    for p in parameters:
+        if p not in names:
+            raise ProblemError(
+                f"A block lies in {problem.name_of(p)}: make blocks of the problem's own model, as "
+                f"it is now, with partition(problem.model)."
+            )
+        start = f"Parameter {names[p]!r}"
+        if not p.requires_grad:
+            raise ProblemError(f"{start} is frozen: set its requires_grad, or partition again.")
+        if p.is_inference():
+            raise ProblemError(
+                f"{start} was made in inference mode, where nothing can be differentiated: build "
+                f"the model outside of torch.inference_mode()."
+            )
+        if p.dtype not in (torch.float32, torch.float64):
+            kind = str(p.dtype).removeprefix("torch.")
+            raise ProblemError(
+                f"{start} is {kind}, and second derivatives need real numbers in float32 or "
+                f"float64: call model.float(), and give the batches so too."
+            )
+
+
+def evaluated(problem: Problem, batch: Any) -> tuple[float, set[nn.Parameter]]:
+    """Loss of a batch, and what it depends on; refuses one that changes the model."""
+    buffers = dict(problem.model.named_buffers())
+    with copied(problem) as kept:
+        value = problem.value(batch)
+        now = dict(problem.model.named_parameters()) | dict(problem.model.named_buffers())
+        changed = [name for name, t in now.items() if t in kept and not _same(t.data, kept[t])]
+    for name, old in buffers.items():  # one that was replaced; caches that grow may be
+        if (new := now.get(name)) is not old and new is not None and new.shape == old.shape:
+            changed += [] if _same(new, old) else [name]
+            owner, _, key = name.rpartition(".")
+            setattr(problem.model.get_submodule(owner), key, old)
+    for name in changed:
+        if name not in buffers:
+            raise ProblemError(
+                f"Evaluating the loss changes parameter {name!r}, as max_norm of an embedding "
+                f"does: do not change weights when the model is called."
+            )
+        if not problem.batch_statistics:
+            raise ProblemError(
+                f"Evaluating the loss changes buffer {name!r}: call model.eval(), or pass "
+                f"batch_statistics=True to study this on purpose."
+            )
+    if not value.requires_grad:
+        raise ProblemError("The loss does not depend on any trainable parameter of the model.")
+    for node in graph([value]):
+        for output in getattr(node, "_input_metadata", ()):  # of its derivative, that is
+            if (dtype := getattr(output, "dtype", None)) in (torch.bfloat16, torch.float16):
+                kind = str(dtype).removeprefix("torch.")
+                raise ProblemError(
+                    f"The loss is computed in {kind} in part ({node.name()}), too coarse for "
+                    f"second derivatives: leave out autocast, and call model.float()."
+                )
+    return value.item(), _leaves(value)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if left.layout != torch.strided or left.dtype != right.dtype:
+        return left.layout != torch.strided
+    return torch.equal(left.flatten().view(torch.uint8), right.flatten().view(torch.uint8))
+
+
+def _leaves(value: Tensor) -> set[Tensor]:
+    """Return what a gradient can be asked for; data exchanged since then cut a graph off."""
+    ends = [(node, node.variable) for node in graph([value]) if hasattr(node, "variable")]
+    return {leaf for node, leaf in ends if get_gradient_edge(leaf).node is node}
+
+
+def check_cache(problem: Problem, batch: Any, reached: set, kept: GradientGraph | None) -> None:
+    """Refuse a loss that depends on less once it was evaluated."""
+    found = kept.gradient if kept else {}
+    if kept and all(found.get(p, 0) is not None for p in reached):
+        return
+    if lost := reached - _leaves(problem.value(batch)):
+        raise ProblemError(CACHE.format(problem.name_of(next(iter(lost)))))
+
+
+def check_mean(problem: Problem, losses: Sequence[float]) -> None:
+    """Refuse sums, and means over something else than batches are weighted by."""
+    twice = _joint_loss(problem, 0, 0)
+    if twice is None or not losses[0]:
+        return
+    ratio = twice / losses[0]
+    if abs(ratio - 2) < ALIKE:
+        raise ProblemError(
+            "The loss of a batch repeated is twice its own, so it is a sum: take the mean, or "
+            "pass batch_statistics=True to study it on purpose."
+        )
+    if abs(ratio - 1) > ALIKE:
+        if len(losses) > 1:
+            warnings.warn(
+                f"The loss of a batch repeated is {ratio:.3g} times its own, so it is no mean: the "
+                f"Hessian of the mean over batches depends on which samples share one.",
+                stacklevel=3,
+            )
+        return
+    share, times = ROUNDING
+    for a, b in pairwise(range(len(losses))):
+        left, right = problem.weights[a], problem.weights[b]
+        mean = (left * losses[a] + right * losses[b]) / (left + right)
+        together = _joint_loss(problem, a, b)
+        bound = times * abs(twice - losses[0]) + share * max(abs(losses[a]), abs(losses[b]))
+        if together is not None and abs(together - mean) > bound:
+            raise ProblemError(
+                f"The losses of batches {a + 1} and {b + 1} are {losses[a]:.4g} and "
+                f"{losses[b]:.4g}, and of both in one {together:.4g}, not their mean {mean:.4g}: "
+                f"give Problem a weight=, the number of what a batch's loss is a mean over, such "
+                f"as labels that count."
+            )
+
+
+def _joint_loss(problem: Problem, a: int, b: int) -> float | None:
+    """Loss of two batches in one; None where they make none, or it is no mean on purpose."""
+    if problem.batch_statistics:
+        return None
+    try:
+        return problem.value(joined(problem.batches[a], problem.batches[b])).item()
+    except Exception:  # a model may know batches of its own alone
+        return None
