@@ -22,7 +22,7 @@ from companion.training import OPTIMIZERS, Optimizer, train
 MIDDLE = {"momentum": -3, "adamw": -5}  # exponents of `rate_of` to search around: 0.03 and 0.003
 ORDER = ("vgg", "mixer", "vit", "gpt", "gpt-bpe", "bert", "resnet")  # by what a step takes
 #: searches and evaluation at the size of the full preset, whose runs are long
-MEDIUM = {"test_samples": 800, "repeats": 1, "refined": True}
+MEDIUM = {"test_samples": 800, "repeats": 2, "refined": True}
 MOST = {"gpt-bpe": 9500, "bert": 7800}  # windows that the texts have, nearly
 
 
@@ -123,8 +123,8 @@ def compare(
 ) -> pd.DataFrame:
     """Search each optimizer's rate on grids of ``rates`` exponents, or more, around its ``middle``.
 
-    Seed 0 runs at all rates, the next ``repeats`` seeds at the two best, and ``seeds`` fresh ones
-    after these at the best. Grids are half-decade ones, ``refined`` by a quarter at the best.
+    Seed 0 runs at all rates, the next ``repeats`` seeds at the best, and ``seeds`` fresh ones after
+    these at the best of all. `search` explains ``refined``.
     """
 
     def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
