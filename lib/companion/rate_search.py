@@ -33,21 +33,30 @@ def search(
     also on those ``repeated``, since a large rate may do well once and diverge the next time; the
     better mean wins. A grid whose best rate is at its edge grows there by one rate, up to ``most``,
     and a smaller grid than another optimizer's grows on alternate sides, until all are of one size
-    with the best inside. If ``refined``, the rates a quarter of a decade below and above the best
-    are tried too, for every optimizer. Selection on the seeds that are reported would favour the
-    optimizer whose runs vary more: so the best rates are run again, on the seeds ``fresh``.
+    with the best inside. Selection on the seeds that are reported would favour the optimizer whose
+    runs vary more: so the best rates are run again, on the seeds ``fresh``.
+
+    If ``refined``, the rates a quarter of a decade below and above the best are tried too, and the
+    best by the mean of its runs is run on ``repeated`` until the best has been: with two rates
+    alone, two lucky ones can hide a third that is better.
 
     Returns all runs, with a column ``part``: ``search`` or ``best``.
     """
     seeds = [*searched, *repeated, *fresh]
     if len(set(seeds)) < len(seeds) or not searched or not fresh:
         raise ValueError("Give seeds for the search, and others for the runs at the best rate.")
-    tried = {name: _Grid(runs, name, grid, searched, repeated) for name, grid in grids.items()}
+    tried = {
+        name: _Grid(runs, name, grid, searched, repeated, refined) for name, grid in grids.items()
+    }
     while True:
         size = max(len(grid.exponents) for grid in tried.values())
         wanted = {name: grid.next_exponent(size) for name, grid in tried.items()}
         if all(exponent is None for exponent in wanted.values()):
-            break
+            finer = {name: grid.finer() if refined else [] for name, grid in tried.items()}
+            if not any(finer.values()):
+                break
+            for name, exponents in finer.items():
+                tried[name].run(exponents, searched)
         for name, exponent in wanted.items():
             if exponent is None:
                 continue
@@ -57,10 +66,6 @@ def search(
                     f"{rate_of(exponent):g} would come next: does the model train at all?"
                 )
             tried[name].run([exponent], searched)
-    if refined:
-        for grid in tried.values():
-            best = grid.best()
-            grid.run([best - 0.5, best + 0.5], searched)
     parts = [grid.table().assign(part="search") for grid in tried.values()]
     for name, grid in tried.items():
         parts.append(runs(name, [rate_of(grid.best())], fresh).assign(part="best"))
@@ -70,13 +75,16 @@ def search(
 class _Grid:
     """Rates of one optimizer that have been run, on whichever seeds."""
 
-    def __init__(self, runs: Runs, name: str, grid: range, searched, repeated):
+    def __init__(self, runs: Runs, name: str, grid: range, searched, repeated, refined: bool):
         self.runs, self.name, self.searched, self.repeated = runs, name, searched, repeated
+        self.refined = refined
         self.kept: dict[tuple[float, int], pd.DataFrame] = {}  # (exponent, seed) → one run
         self.run(grid, searched)
 
     def run(self, exponents: Sequence[float], seeds: Sequence[int]) -> None:
         """Run some rates on some seeds, all at once."""
+        if not exponents:
+            return
         table = self.runs(self.name, [rate_of(e) for e in exponents], seeds)
         for exponent in exponents:
             for seed in seeds:
@@ -93,7 +101,12 @@ class _Grid:
         return float(np.mean([self.kept[exponent, s]["score"].iloc[0] for s in seeds]))
 
     def best(self) -> float:
-        """Exponent of the best rate: of the two best on the first seeds, by all seeds."""
+        """Exponent of the best rate: of the two best on the first seeds, by all seeds.
+
+        In a refined search, of all rates by the runs they have, once that one has all seeds.
+        """
+        if self.refined:
+            return self._leader()
         first, *others = sorted(self.exponents, key=lambda e: self.score(e, self.searched))
         if not self.repeated:
             return first
@@ -101,6 +114,20 @@ class _Grid:
         if missing := [e for e in two if (e, self.repeated[0]) not in self.kept]:
             self.run(missing, self.repeated)
         return min(two, key=lambda e: self.score(e, [*self.searched, *self.repeated]))
+
+    def _leader(self) -> float:
+        every = [*self.searched, *self.repeated]
+        while True:
+            seeds = {e: [s for s in every if (e, s) in self.kept] for e in self.exponents}
+            leader = min(self.exponents, key=lambda e: self.score(e, seeds[e]))
+            if len(seeds[leader]) == len(every):
+                return leader
+            self.run([leader], [s for s in every if s not in seeds[leader]])
+
+    def finer(self) -> list[float]:
+        """Exponents a quarter of a decade from the best that have not been run."""
+        best = self.best()
+        return [e for e in (best - 0.5, best + 0.5) if e not in self.exponents]
 
     def next_exponent(self, size: int) -> int | None:
         """Return the exponent to run next, or None if the best is inside a grid of this size.

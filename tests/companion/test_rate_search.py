@@ -91,6 +91,19 @@ def test_a_rate_that_did_well_once_is_tried_again():
     assert set(again.loc[again["seed"] == 1, "rate"]) == {rate_of(-3), rate_of(-2)}
 
 
+def test_two_lucky_rates_do_not_hide_a_third_in_a_refined_search():
+    def lucky(optimizer, rates, seeds):
+        table = valley({"sgd": -5})(optimizer, rates, seeds)
+        unstable = table["rate"] > 2 * rate_of(-4)
+        return table.assign(score=table["score"].mask(unstable, 5.0 * table["seed"] - 1))
+
+    table = search(
+        lucky, {"sgd": range(-6, -1)}, searched=[0], repeated=[1, 2], fresh=[9], refined=True
+    )
+    assert grids_table(table)["best"].tolist() == [rate_of(-5)]
+    assert set(table.loc[table["rate"] == rate_of(-5), "seed"]) == {0, 1, 2, 9}
+
+
 def test_the_best_rates_are_run_again_on_seeds_that_took_no_part():
     tried = []
     runs = valley({"momentum": -3, "adamw": -5}, tried)

@@ -27,11 +27,11 @@ from companion.training import OPTIMIZERS, Optimizer
 #: arm → what it does
 ARMS = {
     "momentum": "one rate",
-    "gradient": "fixed, gradient^(−1/2)",
+    "gradient": "fixed, 1/RMS gradient",
     "shuffled": "the same, shuffled",
-    "sharpness-half": "fixed, λ_max^(−1/2)",
+    "sharpness-half": "fixed, 1/√λ_max",
     "sharpness": "fixed, 1/λ_max",
-    "rms-half": "fixed, λ_rms^(−1/2)",
+    "rms-half": "fixed, 1/√λ_rms",
     "rms": "fixed, 1/λ_rms",
     "followed": "followed along training",
     "coordinate": "fixed, one a coordinate",

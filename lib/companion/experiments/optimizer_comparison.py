@@ -21,6 +21,8 @@ from companion.training import OPTIMIZERS, Optimizer, train
 
 MIDDLE = {"momentum": -3, "adamw": -5}  # exponents of `rate_of` to search around: 0.03 and 0.003
 ORDER = ("vgg", "mixer", "vit", "gpt", "gpt-bpe", "bert", "resnet")  # by what a step takes
+#: searches and evaluation at the size of the full preset, whose runs are long
+MEDIUM = {"test_samples": 800, "repeats": 2, "refined": True}
 MOST = {"gpt-bpe": 9500, "bert": 7800}  # windows that the texts have, nearly
 
 
@@ -121,8 +123,8 @@ def compare(
 ) -> pd.DataFrame:
     """Search each optimizer's rate on grids of ``rates`` exponents, or more, around its ``middle``.
 
-    Seed 0 runs at all rates, the next ``repeats`` seeds at the two best, and ``seeds`` fresh ones
-    after these at the best. Grids are half-decade ones, ``refined`` by a quarter at the best.
+    Seed 0 runs at all rates, the next ``repeats`` seeds at the best, and ``seeds`` fresh ones after
+    these at the best of all. `search` explains ``refined``.
     """
 
     def runs(optimizer: str, rates: Sequence[float], seeds: Sequence[int]) -> pd.DataFrame:
@@ -168,13 +170,13 @@ def jobs(
     train_seeds: int,
     rates: int,
     device: str = "cpu",
-    test_samples: int = 0,
-    repeats: int = 2,
-    refined: bool = False,
 ) -> list[OptimizerComparison]:
-    """Declare the comparisons of several models; parameters are those of chapter 06."""
+    """Declare the comparisons of several models; parameters are those of chapter 06.
+
+    Those of medium size have the settings of `MEDIUM`.
+    """
     shared = (batch, train_steps, train_seeds, rates)
-    added = {"test_samples": test_samples, "repeats": repeats, "refined": refined}
+    added = MEDIUM if size == "medium" else {}
     counts = {
         name: min(train_samples, MOST.get(name, train_samples)) for name in setups.names(model)
     }
