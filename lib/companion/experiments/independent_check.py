@@ -21,7 +21,9 @@ from companion.experiments.initial_spectra import InitialSpectra
 from companion.setups import setup
 from companion.store import Job, Store
 
-STEP = 1e-4  # of the difference, as a share of the block's norm
+# Of the difference, as a share of the block's norm: so small that no ReLU of millions changes sign
+# on the way, where the gradient jumps, and large enough for rounding in float64.
+STEP = 1e-8
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,7 @@ class IndependentCheck(Job):
 
     NAME = "check-{spectra.name}"
     TITLE = "check of {spectra.model}"
+    VERSION = 2
 
     spectra: InitialSpectra
 
