@@ -34,16 +34,8 @@ _TEXTS = Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8")
 CLAIMS = {name: Claim(**claim) for name, claim in yaml.safe_load(_TEXTS).items()}
 
 
-UNTESTED = "not tested here"
-
-
 def verdict(criteria: Sequence[Criterion]) -> str:
-    """``supported`` if all criteria hold, ``not supported`` if none does, else ``partly``.
-
-    Without criteria it is ``not tested here``.
-    """
-    if not criteria:
-        return UNTESTED
+    """``supported`` if all criteria hold, ``not supported`` if none does, else ``partly``."""
     holding = sum(criterion.holds is True for criterion in criteria)
     if holding == len(criteria):
         return "supported"
@@ -84,13 +76,13 @@ class Finding:
 
     @property
     def reproduced(self) -> str:
-        """Verdict at the largest size that was run."""
-        return verdict(self.full)
+        """Verdict of the results stored at the full preset."""
+        return verdict(self.full) if self.full else "not run"
 
     @property
     def rerun(self) -> str:
         """Verdict of the run at hand."""
-        return UNTESTED if self.untested else verdict(self.criteria)
+        return "not tested here" if self.untested else verdict(self.criteria)
 
     @property
     def robust(self) -> str:

@@ -71,7 +71,7 @@ def test_the_verdicts_are_counted_from_the_criteria(criteria, verdict):
 
 def test_what_was_not_run_or_could_not_have_shown_it_counts_neither_way():
     found = Finding("C1", [NO], "", untested="ten steps show nothing")
-    assert (found.reproduced, found.rerun) == ("not tested here", "not tested here")
+    assert (found.reproduced, found.rerun) == ("not run", "not tested here")
 
 
 def test_robust_counts_the_variations_under_which_the_claim_holds():
@@ -131,7 +131,7 @@ def test_the_table_has_every_claim_and_says_what_was_not_measured(tmp_path):
     assert list(table.index) == list(CLAIMS)
     assert list(CLAIMS)[:11] == [f"C{i}" for i in range(1, 12)]
     verdicts = ["reproduced", "robust", "rerun"]
-    assert table.loc["C2", verdicts].tolist() == ["not tested here", "–", "partly"]
+    assert table.loc["C2", verdicts].tolist() == ["not run", "–", "partly"]
     assert table.loc["C3", verdicts].tolist() == ["supported", "–", "partly"]
     assert table.loc["C2", "measured"] == f"{YES}; {NO}"
     assert table.loc["C3", "measured"] == str(YES)  # of the largest size

@@ -161,7 +161,7 @@ class TestPagesOfARun:
         run("docs/pages.py", tmp_path / "pages", *folders)
         texts = {path.stem: path.read_text() for path in (tmp_path / "pages/generated").iterdir()}
         assert "*rerun* is the smoke preset" in texts["verdicts"]
-        assert re.search(r"\| C3 \|.*\| \*\*not tested here\*\* \| – \| supp", texts["verdicts"])
+        assert re.search(r"\| C3 \|.*\| \*\*not run\*\* \| – \| supp", texts["verdicts"])
         assert re.search(r"\| C1 \|.*\*\*not measured\*\*", texts["verdicts"])
         assert "| this run | ratio &lt;script&gt; | 3 ± 0.1 | ≥ 2 | holds |" in texts["claims"]
         assert "Where \\|λ\\| &lt;b&gt; &amp; σ is small" in texts["chapter_figures"]
