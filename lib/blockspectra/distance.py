@@ -183,6 +183,18 @@ def zero_share(spectra: Spectra) -> np.ndarray:
     return zero.sum(1) / spectra.counts
 
 
+def rms(spectra: Spectra) -> np.ndarray:
+    """Root mean square eigenvalue of each block, √(tr H²/size), (block,)."""
+    return np.nanmean(spectra.moment(2), 1) ** 0.5
+
+
+SCALES = {  # of a block
+    "largest": lambda spectra: spectra.largest,
+    "trace": lambda spectra: np.abs(np.nanmean(spectra.traces(), 1)),
+    "rms": rms,
+}
+
+
 def log_spread(spectra: Spectra, of: str = "largest") -> Estimate:
     """Return the standard deviation over blocks of a logarithm, in decades.
 
@@ -190,25 +202,15 @@ def log_spread(spectra: Spectra, of: str = "largest") -> Estimate:
     eigenvalue, √(tr H²/size), which Lanczos gives without bias and which depends on no parameter.
     Blocks whose value is not positive beyond rounding (a zero Hessian) do not count.
     """
-    if of not in ("largest", "trace", "rms"):
-        raise ValueError(f"Unknown quantity {of!r}: choose largest, trace or rms.")
+    if of not in SCALES:
+        raise ValueError(f"Unknown quantity {of!r}: choose one of {', '.join(SCALES)}.")
 
     def spread(kept: Sequence[int]) -> float:
-        some = spectra.select(probes=kept)
-        values = {
-            "largest": lambda: some.largest,
-            "trace": lambda: np.abs(np.nanmean(some.traces(), 1)),
-            "rms": lambda: rms(some),
-        }[of]()
+        values = SCALES[of](spectra.select(probes=kept))
         values = values[values > 1e-12 * np.abs(values).max(initial=0)]
         return float(np.log10(values).std(ddof=1)) if len(values) > 1 else float("nan")
 
     return jackknife(spread, spectra.probes, spectra.counts.min())
-
-
-def rms(spectra: Spectra) -> np.ndarray:
-    """Root mean square eigenvalue of each block, √(tr H²/size), (block,)."""
-    return np.nanmean(spectra.moment(2), 1) ** 0.5
 
 
 def shift_divergence(decades: float, sigma: float = SIGMA["signed-log"]) -> float:
@@ -238,9 +240,8 @@ def heterogeneity(spectra: Spectra) -> pd.DataFrame:
     except ValueError:  # a block that holds nothing but zeros
         without = Estimate(float("nan"), float("nan"))
     rows["js, signed-log, no zeros"] = (*without, "nats")
-    rows["std log10 λ_max"] = (*log_spread(spectra, "largest"), "decades")
-    rows["std log10 trace"] = (*log_spread(spectra, "trace"), "decades")
-    rows["std log10 RMS"] = (*log_spread(spectra, "rms"), "decades")
+    for of, name in zip(SCALES, ("λ_max", "trace", "RMS"), strict=True):
+        rows[f"std log10 {name}"] = (*log_spread(spectra, of), "decades")
     columns = ["value", "standard_error", "unit"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("measure")
 

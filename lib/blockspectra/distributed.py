@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(days=30)  # a rank with smaller blocks or batches waits for the others
+TIMEOUT = timedelta(days=30)  # a rank with smaller blocks or batches waits for the others
 
 
 class Ranks:
@@ -51,12 +51,12 @@ class Ranks:
 
     def __enter__(self) -> Self:
         if self.split:
-            self._group = dist.new_group(backend="gloo", timeout=PATIENCE)
+            self._group = dist.new_group(backend="gloo", timeout=TIMEOUT)
             self.neighbours = self.gather(self._place).count(self._place)
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self.split:  # whoever waits for this rank is told, once no name is left of the group
+        if self.split:  # with the last reference to the group gone, ranks that wait get an error
             dist.destroy_process_group(self.__dict__.pop("_group"))
 
     def share(self, batches: Sequence[Any]) -> list[Any]:

@@ -144,7 +144,7 @@ def check_mean(problem: Problem, losses: Sequence[float]) -> None:
                 f"The losses of batches {a + 1} and {b + 1} are {losses[a]:.4g} and "
                 f"{losses[b]:.4g}, and of both in one {together:.4g}, not their mean {mean:.4g}: "
                 f"give Problem a weight=, the number of what a batch's loss is a mean over, such "
-                f"as labels that count."
+                f"as labels that count, or batch_statistics=True if it is no mean."
             )
 
 

@@ -24,13 +24,13 @@ import numpy as np
 import torch
 
 ORTHOGONAL = 1e-4  # entries of |Q Qᵀ − I|, at most: above, there may be ghost copies
-PURE = 0.1  # residual / distance to the next Ritz value: sine of an eigenvector's error, at most
-NOISE = 1e-6  # of the largest |λ|: float32 products tell nothing smaller apart, or from zero
-# chances of their weights, if they are single, below which eigenvalues are taken for multiple ones
-RARE = 1e-4  # one eigenvalue, in all probes
-GROUP = 1e-2  # all that were found, in all probes
-BARE = 1e-6  # all that one probe has found: next to nothing is left for the others
-HEAVY = 1.6  # times 1/d that the first two weigh at least: single ones found early reach 1.5
+SINE = 0.1  # residual / distance to the next Ritz value: sine of an eigenvector's error, at most
+NOISE = 1e-6  # of the largest |λ|: smaller differences are rounding of float32 products
+# levels of the tests that eigenvalues are single, by the weights that probes see of them
+P_ONE = 1e-4  # one eigenvalue, in all probes
+P_ALL = 1e-2  # all that were found, in all probes
+P_REST = 1e-6  # all that one probe has found, by what is left for the others
+EXCESS = 1.6  # times 1/d that the first two weigh at least: single ones found early reach 1.5
 
 REACH = 9  # σ to either side: beyond, a normal CDF is 0 or 1 to double precision
 PAIRS = 2**19  # of a point and a bin, handled at a time: 40 MB
@@ -93,11 +93,11 @@ def single(runs: Sequence[Ritz], size: int) -> list[np.ndarray]:
         mask[mask] = part
     chances = np.array([_chance(*pair, size) for pair in zip(runs, found, strict=True)])
     for mask, chance in zip(found, chances, strict=True):
-        mask &= chance > BARE
+        mask &= chance > P_REST
     pairs = [pair for pair in zip(runs, found, strict=True) if pair[1].any()]
     logs = np.log(chances[[mask.any() for mask in found]])
-    heavy = sum(run.weights[f].sum() for run, f in pairs) * size > HEAVY * sum(map(sum, found))
-    if heavy and chdtrc(2 * len(logs), -2 * logs.sum()) < GROUP:  # Fisher's combination
+    heavy = sum(run.weights[f].sum() for run, f in pairs) * size > EXCESS * sum(map(sum, found))
+    if heavy and chdtrc(2 * len(logs), -2 * logs.sum()) < P_ALL:  # Fisher's combination
         found = [np.zeros_like(mask) for mask in found]
     return [mask | (len(mask) == size) for mask in found]
 
@@ -147,7 +147,7 @@ def _isolated(run: Ritz, scale: float) -> np.ndarray:
     steps = np.diff(run.nodes, prepend=-np.inf, append=np.inf)
     gaps = np.minimum(steps[1:], steps[:-1])
     separate = np.minimum(gaps, np.abs(run.nodes)) > NOISE * scale
-    return separate & (run.residuals <= PURE * gaps)
+    return separate & (run.residuals <= SINE * gaps)
 
 
 def _likely(
@@ -162,7 +162,7 @@ def _likely(
     which = np.empty(len(nodes), dtype=np.int64)
     which[order] = new.cumsum()
     times, total = np.bincount(which), np.bincount(which, size * weights)
-    return ((chdtrc(times, total) >= RARE) | (total <= HEAVY * times))[which]
+    return ((chdtrc(times, total) >= P_ONE) | (total <= EXCESS * times))[which]
 
 
 def _chance(run: Ritz, exact: np.ndarray, size: int) -> float:

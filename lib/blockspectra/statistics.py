@@ -60,7 +60,7 @@ def bootstrap(
 ) -> Estimate:
     """Value of a statistic of a table, and its standard error over groups of rows.
 
-    Groups, told apart by the column ``group``, are drawn with replacement, each with all of its
+    Groups, by the column ``group``, are drawn with replacement, each with all of its
     rows: rows that share a group (draws on the same eigenvalues) are not independent, and
     resampling rows would make the error too small. It is nan with a single group, or where the
     statistic is not finite in a draw.

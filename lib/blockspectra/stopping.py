@@ -11,7 +11,7 @@ on the sphere of :math:`d` dimensions, :math:`F_v(λ)` has a beta distribution w
 which gives `probes_error` before a second probe is taken. Eigenvalues that deflation weighs exactly
 do not count there.
 
-These are estimates, no bounds: eigenvalues that no Ritz value has split yet cannot be known apart.
+These are estimates, no bounds: eigenvalues that share one Ritz value look like one.
 """
 
 import math

@@ -20,6 +20,7 @@ from blockspectra.fast_derivatives import mode
 from blockspectra.fast_derivatives.rows import Gelu
 from blockspectra.gradient_graph import CHEAP, PLAIN
 from blockspectra.hessian import BlockHessians, dense_hessian
+from custom_functions import Kept
 
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 CLASSES = torch.tensor([0, 2, 1, 1, 0, 2])
@@ -84,7 +85,16 @@ def attention(**settings):
     return Problem(stack(), loss, [X])
 
 
+def normed(norm, **settings):
+    model = nn.Sequential(norm(nn.Linear(3, 4), **settings), nn.Tanh(), nn.Linear(4, 3))
+    return Problem(model.double(), lambda m, x: m(x).square().mean(), [X])
+
+
 CASES = {
+    "weight_norm": (lambda: normed(weight_norm), CHEAP),
+    "weight_norm of columns": (lambda: normed(weight_norm, dim=1), CHEAP),
+    "weight_norm of all": (lambda: normed(weight_norm, dim=None), None),
+    "weight_norm by hooks": (lambda: normed(nn.utils.weight_norm), CHEAP),
     "plain": (lambda: classes(), CHEAP),
     "class weights": (lambda: classes(weight=WEIGHTS), None),
     "label smoothing": (lambda: classes(label_smoothing=0.1), None),
@@ -132,7 +142,7 @@ def differences(problem, step=1e-5):
     return torch.stack(rows)
 
 
-@pytest.mark.filterwarnings("ignore:size_average")
+@pytest.mark.filterwarnings("ignore:size_average", "ignore:.*weight_norm")
 @pytest.mark.parametrize(("make", "derivatives"), CASES.values(), ids=CASES)
 def test_the_hessian_is_that_of_the_loss_whatever_is_in_it(make, derivatives):
     problem = make()
@@ -244,11 +254,6 @@ WRONG = {
     "a straight-through estimator": lambda: Problem(
         stack(), lambda m, x: (m(x) + Straight.apply(5 * m(x))).square().mean(), [X]
     ),
-    "weight_norm": lambda: Problem(
-        nn.Sequential(weight_norm(nn.Linear(3, 4)), nn.Tanh(), nn.Linear(4, 3)).double(),
-        lambda m, x: m(x).square().mean(),
-        [X],
-    ),
 }
 
 
@@ -263,18 +268,6 @@ def test_what_no_derivative_puts_right_is_refused(make):
 
 
 def test_a_parameter_whose_second_derivative_is_wrong_is_named():
-    class Kept(torch.autograd.Function):
-        """Square with a gradient that was kept from the forward pass: its derivative is missing."""
-
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(2 * x)
-            return x.square()
-
-        @staticmethod
-        def backward(ctx, g):
-            return g * ctx.saved_tensors[0]
-
     model = nn.ModuleDict({"right": nn.Linear(3, 2), "wrong": nn.Linear(3, 2)}).double()
     problem = Problem(
         model,

@@ -100,7 +100,14 @@ VISION = {
     "PoolFormerForImageClassification": STAGES
     | {"num_encoder_blocks": 2, "patch_sizes": [3, 3], "strides": [2, 2], "padding": [1, 1]},
 }
-AUDIO = {"ASTForAudioClassification": {"num_mel_bins": 8, "max_length": 16, "patch_size": 4}}
+WAVES = {"conv_dim": [8, 8], "conv_kernel": [4, 2], "conv_stride": [4, 2]}
+WAVES |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
+SPECTROGRAM = {"num_mel_bins": 8, "max_length": 16, "patch_size": 4}
+AUDIO = {  # with the shape of a sample
+    "ASTForAudioClassification": (SPECTROGRAM, (16, 8)),
+    "Wav2Vec2ForSequenceClassification": (WAVES, (64,)),
+    "HubertForSequenceClassification": (WAVES, (64,)),
+}
 
 
 def integers(size, *shape):
@@ -152,8 +159,9 @@ def of_transformers(name):
         )
         batch = {"pixel_values": pictures, "labels": torch.tensor([0, 2, 1])}
         return Problem(configured(name, VISION[name]), own_loss, [batch])
-    batch = {"input_values": torch.randn(3, 16, 8), "labels": torch.tensor([0, 1, 1])}
-    return Problem(configured(name, AUDIO[name]), own_loss, [batch])
+    sizes, shape = AUDIO[name]
+    batch = {"input_values": torch.randn(3, *shape), "labels": torch.tensor([0, 1, 1])}
+    return Problem(configured(name, sizes), own_loss, [batch])
 
 
 class HeadsFirst(nn.Module):

@@ -21,7 +21,14 @@ from companion.experiments.block_diagonality import (
     grouping,
     mass_shares,
 )
-from companion.experiments.one_hidden_layer import LOSSES, Training, gaussian, images, moments, text
+from companion.experiments.one_hidden_layer import (
+    LOSSES,
+    Training,
+    gaussian,
+    images,
+    snapshots,
+    text,
+)
 from companion.models.mlp import MLP, MLPConfig
 
 SIZES = (5, 3, 4)  # inputs, hidden, classes
@@ -211,18 +218,18 @@ class TestTasks:
 
 class TestTraining:
     def test_stages_are_taken_before_and_after_learning(self):
-        first, last = moments(Training("images", 10, stages=(1, 100), **(TINY | {"rate": 0.05})))
+        first, last = snapshots(Training("images", 10, stages=(1, 100), **(TINY | {"rate": 0.05})))
         assert (first.stage, last.stage) == (1, 100)
         assert last.loss < first.loss - 0.1
         assert first.loss == pytest.approx(np.log(10), abs=0.3)
 
     def test_too_few_steps_are_refused(self):
         with pytest.raises(ValueError, match="20 steps are too few to look at"):
-            moments(Training("gaussian", 4, **(TINY | {"steps": 20})))
+            snapshots(Training("gaussian", 4, **(TINY | {"steps": 20})))
 
     def test_a_run_that_diverges_is_refused(self):
         with pytest.raises(ValueError, match="diverged at rate 1e"):
-            moments(Training("gaussian", 4, rate=1e6, **TINY))
+            snapshots(Training("gaussian", 4, rate=1e6, **TINY))
 
     def test_masses_of_the_layers_do_not_exceed_that_of_both(self, store):
         table = store.get(BlockShares("gaussian", 6, **TINY))

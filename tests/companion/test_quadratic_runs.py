@@ -13,9 +13,9 @@ from companion.experiments.quadratic_runs import (
     thinned,
 )
 from companion.jobs import measure
-from companion.quadratics.cases import fixed, problem
+from companion.quadratics.cases import draw, fixed
 from companion.quadratics.convergence import best_step, modes
-from companion.quadratics.problem import frozen_adam, gd
+from companion.quadratics.quadratic import frozen_adam, gd
 
 CASE = fixed(3, 3)
 
@@ -24,7 +24,7 @@ def test_counts_are_those_of_each_draw(store):
     table = store.get(QuadraticCounts(Case(3, 3), 4))
     assert table["sample"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     for sample, part in table.groupby("sample"):
-        quadratic, start = problem(CASE[0], 4, sample)
+        quadratic, start = draw(CASE[0], 4, sample)
         slow, fast = (modes(quadratic, start, frozen=frozen) for frozen in (False, True))
         for column, found in (("gd", slow), ("adam", fast)):
             assert part[column].tolist() == best_step(found)[1][:, 0].tolist()
@@ -51,7 +51,7 @@ def test_known_curves_are_bands_over_all_but_the_first_sample(curves):
     for optimizer, frozen in (("gd", False), ("frozen", True)):
         norms = []
         for sample in (1, 2):
-            quadratic, start = problem(CASE[0], 4, sample)
+            quadratic, start = draw(CASE[0], 4, sample)
             step = best_step(modes(quadratic, start, frozen=frozen))[0]
             path = (frozen_adam if frozen else gd)(quadratic, start, 1000, step=step).gradient_norm
             norms.append(path / path[:, :1])

@@ -17,7 +17,7 @@ from companion.quadratics.convergence import (
     modes,
     steps_to,
 )
-from companion.quadratics.problem import (
+from companion.quadratics.quadratic import (
     CASES,
     Quadratic,
     adam,

@@ -98,4 +98,4 @@ def test_training_that_diverges_is_refused(store):
 def test_stages_that_are_none_or_the_same_are_refused(shares):
     job = SpectraDuringTraining("vgg", "momentum", 0.1, training=10, shares=shares)
     with pytest.raises(ValueError, match="shares of the training from 0 to 1"):
-        job.moments()
+        job.stages()

@@ -6,7 +6,7 @@ import torch
 
 from companion.experiments import theory_bounds as bound_runs
 from companion.quadratics.convergence import adam_upper_bound, gd_lower_bound
-from companion.quadratics.problem import Quadratic, eigenvalues
+from companion.quadratics.quadratic import Quadratic, eigenvalues
 
 
 @pytest.fixture

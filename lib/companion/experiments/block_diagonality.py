@@ -15,7 +15,7 @@ import pandas as pd
 from companion.datasets.images import MNIST
 from companion.datasets.sources import digest_of
 from companion.datasets.text import PLAYS
-from companion.experiments.one_hidden_layer import LOSSES, Training, moments
+from companion.experiments.one_hidden_layer import LOSSES, Training, snapshots
 from companion.store import Job, Store, declare
 
 #: layers whose weights are partitioned, and the ways of it; see `grouping`
@@ -129,12 +129,12 @@ class BlockShares(Training, Job):
         Columns also say what was trained, and its loss (``value``) and accuracy at the stage.
         """
         rows = []
-        for moment in moments(self):
+        for one in snapshots(self):
             about = {key: getattr(self, key) for key in ("task", "classes", "loss", "seed")}
-            about |= {"stage": moment.stage, "value": moment.loss, "accuracy": moment.accuracy}
+            about |= {"stage": one.stage, "value": one.loss, "accuracy": one.accuracy}
             for layer, by in CUTS:
                 order, sizes = grouping(self.shapes(), layer, by)
-                part = moment.hessian[np.ix_(order, order)]
+                part = one.hessian[np.ix_(order, order)]
                 cut = {"layer": layer, "by": by, "blocks": len(sizes), "size": len(order)}
                 cut["mass"] = float(np.square(part).sum())
                 rows.append(about | cut | mass_shares(part, sizes)._asdict())
@@ -152,12 +152,12 @@ class HessianImage(BlockShares):
     def compute(self, store: Store) -> pd.DataFrame:
         """Return log₁₀ of the mean |entry| of each cell; a row a stage, layer, block and row."""
         parts, (order, sizes) = [], grouping(self.shapes(), "both", "neuron")
-        for moment in moments(self):
-            means, blocks = coarse(moment.hessian[np.ix_(order, order)], sizes, self.cells)
+        for one in snapshots(self):
+            means, blocks = coarse(one.hessian[np.ix_(order, order)], sizes, self.cells)
             with np.errstate(divide="ignore"):  # a zero becomes -inf
                 table = pd.DataFrame(np.log10(means).round(2))
             layers = ["hidden" if block < self.hidden else "output" for block in blocks]
-            parts.append(table.assign(stage=moment.stage, layer=layers, block=blocks))
+            parts.append(table.assign(stage=one.stage, layer=layers, block=blocks))
         table = pd.concat(parts, ignore_index=True)
         return table[["stage", "layer", "block", *range(len(means))]]
 

@@ -122,7 +122,7 @@ class Training:
         return self.hidden * (inputs + self.classes)
 
 
-class Moment(NamedTuple):
+class Snapshot(NamedTuple):
     """The model at one moment of training."""
 
     stage: int  #: percentage of training
@@ -133,7 +133,7 @@ class Moment(NamedTuple):
     accuracy: float
 
 
-def moments(run: Training) -> list[Moment]:
+def snapshots(run: Training) -> list[Snapshot]:
     """Train and take the exact Hessian at the wanted stages."""
     wanted = {round(run.steps * stage / 100): stage for stage in run.stages}
     if min(wanted) < 1 or len(wanted) < len(run.stages):
@@ -155,7 +155,7 @@ def moments(run: Training) -> list[Moment]:
             with torch.no_grad():
                 value = float(loss(model, batch))
                 right = (model(batch[0]).argmax(1) == batch[1]).double().mean()
-            seen.append(Moment(wanted[step], hessian, value, float(right)))
+            seen.append(Snapshot(wanted[step], hessian, value, float(right)))
 
     stream = datasets.stream(data, run.batch, run.seed, device=run.device)
     adam = OPTIMIZERS["adam"]

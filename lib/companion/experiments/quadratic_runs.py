@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from companion.experiments.initial_spectra import InitialSpectra
-from companion.quadratics.cases import VARIANTS, Blocks, family, fixed, from_spectra, problem
+from companion.quadratics.cases import VARIANTS, Blocks, draw, family, fixed, from_spectra
 from companion.quadratics.convergence import (
     adam_upper_bound,
     best_step,
@@ -19,7 +19,7 @@ from companion.quadratics.convergence import (
     modes,
     steps_to,
 )
-from companion.quadratics.problem import Quadratic, adam, gd, heavy_ball, sign_descent
+from companion.quadratics.quadratic import Quadratic, adam, gd, heavy_ball, sign_descent
 from companion.rate_search import search
 from companion.store import Job, Store, declare
 
@@ -53,8 +53,8 @@ class Case:
         own = "" if self.variant == VARIANTS[0] else f"-{self.variant.replace(' ', '-')}"
         return f"case{self.number}{own}"
 
-    def eigenvalues(self, store: Store) -> tuple[Blocks, ...]:
-        """Draw them, one tuple a quadratic."""
+    def eigenvalues(self, store: Store) -> list[Blocks]:
+        """Draw them, for each quadratic."""
         if self.spectra is None:
             return fixed(self.number, self.quadratics)
         measured = store.get(self.spectra)
@@ -76,7 +76,7 @@ class Family:
         """Both condition numbers."""
         return f"family-{self.kappa:g}-{self.block_kappa:g}"
 
-    def eigenvalues(self, store: Store) -> tuple[Blocks, ...]:
+    def eigenvalues(self, store: Store) -> list[Blocks]:
         """Return them, the same in every quadratic."""
         return family(self.kappa, self.block_kappa, self.quadratics)
 
@@ -102,7 +102,7 @@ class QuadraticCounts(Job):
         D⁻¹H), kappa (of H), block_kappa (the largest κ_l), bound (r·max κ_l).
         """
         drawn = enumerate(self.case.eigenvalues(store))
-        tables = [_counts(*problem(blocks, self.draws, i)).assign(sample=i) for i, blocks in drawn]
+        tables = [_counts(*draw(blocks, self.draws, i)).assign(sample=i) for i, blocks in drawn]
         return pd.concat(tables, ignore_index=True)
 
 
@@ -147,7 +147,7 @@ class QuadraticCurves(Job):
         step (of the iteration), low, median, high.
         """
         drawn = enumerate(self.case.eigenvalues(store)[: self.chosen])
-        problems = [problem(blocks, self.draws, i) for i, blocks in drawn]
+        problems = [draw(blocks, self.draws, i) for i, blocks in drawn]
         grids = {name: range(e, e + self.rates) for name, e in FIRST.items()}
         searched = search(partial(self._searched, problems), grids, searched=[0], fresh=[1])
         return pd.concat([searched, *self._known(problems[1:])], ignore_index=True)

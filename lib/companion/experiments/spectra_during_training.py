@@ -46,7 +46,7 @@ class SpectraDuringTraining(Job):
 
     data_key = setups.data_key
 
-    def moments(self) -> dict[int, str]:
+    def stages(self) -> dict[int, str]:
         """Training steps to measure at, and what each is called."""
         stages = {
             round(share * self.training): f"{100 * share:g} %" if share else "init"
@@ -68,17 +68,17 @@ class SpectraDuringTraining(Job):
         """
         settings = {"samples": self.samples, "seed": self.seed, "device": self.device}
         made = setup(self.model, self.size, **settings)
-        model, moments = made.problem.model, self.moments()
+        model, stages = made.problem.model, self.stages()
         samples = datasets.batches(made.data, self.hessian, 1, self.seed, device=self.device)
         problem = Problem(model, cross_entropy, samples)
         measured, values = {}, []
 
         def observe(step: int) -> None:
-            if step in moments:
+            if step in stages:
                 training = model.training
                 model.eval()
                 values.append(float(problem.value(samples[0]).detach()))
-                measured[moments[step]] = full_spectrum(
+                measured[stages[step]] = full_spectrum(
                     problem, steps=self.steps, probes=self.probes, seed=self.seed
                 )
                 model.train(training)

@@ -8,7 +8,7 @@ import torch
 
 from companion.experiments.quadratic_runs import quantiles, thinned
 from companion.quadratics.convergence import adam_upper_bound, gd_lower_bound, modes
-from companion.quadratics.problem import Quadratic, adam, eigenvalues, frozen_adam, gd
+from companion.quadratics.quadratic import Quadratic, adam, eigenvalues, frozen_adam, gd
 
 TOLERANCE = 1e-9  # relative; a gap of GD that meets its bound exactly is rounded by less
 SMALLEST = 1e-290  # gaps below this are no longer normal numbers when they shrink further

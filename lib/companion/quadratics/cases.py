@@ -8,21 +8,21 @@ from torch import Tensor
 
 from blockspectra.distance import ZERO
 from blockspectra.spectra import Spectra
-from companion.quadratics.problem import Quadratic, eigenvalues, sampled_eigenvalues
+from companion.quadratics.quadratic import Quadratic, eigenvalues, sampled_eigenvalues
 
-#: eigenvalues of one quadratic, a tuple a block
-Blocks = tuple[tuple[float, ...], ...]
+#: eigenvalues of one quadratic, a tensor a block
+Blocks = list[Tensor]
 
 #: how eigenvalues are drawn from measured spectra: see `from_spectra`
 VARIANTS = ("one shift", "random blocks", "shift per block", "positive only", "zeros kept")
 
 
-def fixed(case: int, samples: int) -> tuple[Blocks, ...]:
+def fixed(case: int, samples: int) -> list[Blocks]:
     """Case 3 or 4, the same eigenvalues in every sample."""
-    return (tuple(tuple(block.tolist()) for block in eigenvalues(case)),) * samples
+    return [eigenvalues(case)] * samples
 
 
-def family(kappa: float, block_kappa: float, samples: int) -> tuple[Blocks, ...]:
+def family(kappa: float, block_kappa: float, samples: int) -> list[Blocks]:
     """Three blocks of three eigenvalues, whose κ and κ_l are chosen separately (ours).
 
     Each block holds 1, √κ_l and κ_l times its smallest eigenvalue, and these are evenly spread
@@ -33,7 +33,7 @@ def family(kappa: float, block_kappa: float, samples: int) -> tuple[Blocks, ...]
         raise ValueError(f"block_kappa must be above 1 and at most kappa, not {block_kappa}.")
     smallest = (kappa / block_kappa) ** np.linspace(0, 1, 3)
     within = block_kappa ** np.linspace(0, 1, 3)
-    return (tuple(tuple((low * within).tolist()) for low in smallest),) * samples
+    return [[torch.from_numpy(low * within) for low in smallest]] * samples
 
 
 def from_spectra(
@@ -44,7 +44,7 @@ def from_spectra(
     variant: str = "one shift",
     count: int = 30,
     kappa: float = 5000.0,
-) -> tuple[Blocks, ...]:
+) -> list[Blocks]:
     """Draw the eigenvalues of Case 1 or 2 from blocks of measured spectra, ``samples`` times.
 
     Sample i is drawn with a seed of its own; ``count`` and ``kappa`` as in `sampled_eigenvalues`.
@@ -75,17 +75,14 @@ def from_spectra(
             nodes.append(node)
             weights.append(weight)
         try:
-            drawn = sampled_eigenvalues(nodes, weights, count=count, kappa=kappa, seed=seed)
+            found.append(sampled_eigenvalues(nodes, weights, count=count, kappa=kappa, seed=seed))
         except ValueError:
             if variant != "zeros kept" or seed > 100 * samples:
-                raise
-            continue  # nothing but zeros
-        found.append(tuple(tuple(block.tolist()) for block in drawn))
-    return tuple(found)
+                raise  # else this sample has drawn nothing but zeros
+    return found
 
 
-def problem(blocks: Blocks, draws: int, seed: int) -> tuple[Quadratic, Tensor]:
+def draw(blocks: Blocks, draws: int, seed: int) -> tuple[Quadratic, Tensor]:
     """Rotations of a quadratic and a Gaussian start for each."""
-    spectrum = [torch.tensor(block, dtype=torch.float64) for block in blocks]
-    quadratic = Quadratic.draw(spectrum, draws=draws, seed=seed)
+    quadratic = Quadratic.draw(blocks, draws=draws, seed=seed)
     return quadratic, quadratic.gaussian_start(seed=seed)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from companion.quadratics.problem import Quadratic, as_column, require_positive
+from companion.quadratics.quadratic import Quadratic, as_column, require_positive
 
 
 class Modes(NamedTuple):

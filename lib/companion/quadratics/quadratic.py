@@ -125,7 +125,7 @@ class Quadratic:
         return vectors[..., 0] / spectrum[:, :1] + vectors[..., -1] / spectrum[:, -1:]
 
 
-class Path(NamedTuple):
+class Trajectory(NamedTuple):
     """What an iteration went through, step 0 included."""
 
     gradient_norm: Tensor  #: (start, steps + 1) ‖Hw‖
@@ -140,7 +140,7 @@ def gd(
     *,
     step: float | Tensor | None = None,
     momentum: float = 0.0,
-) -> Path:
+) -> Trajectory:
     """Gradient descent, ``w ← w − ηg + β(w − w_before)``, by default at η = 2/(L+μ), β = 0.
 
     See `heavy_ball` for the best pair of step η and momentum β.
@@ -164,7 +164,9 @@ def heavy_ball(quadratic: Quadratic) -> dict[str, float]:
     return {"step": 4 / (high + low) ** 2, "momentum": ((high - low) / (high + low)) ** 2}
 
 
-def frozen_adam(quadratic: Quadratic, start: Tensor, steps: int, *, step: float | Tensor) -> Path:
+def frozen_adam(
+    quadratic: Quadratic, start: Tensor, steps: int, *, step: float | Tensor
+) -> Trajectory:
     """Adam with β₁ = 0, β₂ = 1: ``w ← w − ηD⁻¹g`` with D = diag|g⁰|."""
     step = as_column(step) / require_positive(quadratic.gradient(start).abs(), "|g⁰|")
     return _follow(quadratic, start, steps, lambda w, g, k: w - step * g)
@@ -178,7 +180,7 @@ def adam(
     step: float | Tensor,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-8,
-) -> Path:
+) -> Trajectory:
     """Adam with bias correction and a constant step (Kingma & Ba, 2015).
 
     It does not converge: in one dimension with β₁ = eps = 0 < β₂ it ends in the cycle
@@ -200,7 +202,9 @@ def adam(
     return _follow(quadratic, start, steps, update)
 
 
-def sign_descent(quadratic: Quadratic, start: Tensor, steps: int, *, step: float | Tensor) -> Path:
+def sign_descent(
+    quadratic: Quadratic, start: Tensor, steps: int, *, step: float | Tensor
+) -> Trajectory:
     """``w ← w − η sign(g)``: Adam with β₁ = β₂ = eps = 0."""
     step = as_column(step)
     return _follow(quadratic, start, steps, lambda w, g, k: w - step * g.sign())
@@ -211,7 +215,7 @@ def _follow(
     start: Tensor,
     steps: int,
     update: Callable[[Tensor, Tensor, int], Tensor],
-) -> Path:
+) -> Trajectory:
     """Iterate ``w ← update(w, g, k)``."""
     norm = start.new_empty(steps + 1, len(start))
     gap, w = torch.empty_like(norm), start
@@ -220,7 +224,7 @@ def _follow(
         norm[k], gap[k] = g.norm(dim=1), (w * g).sum(1) / 2
         if k < steps:
             w = update(w, g, k)
-    return Path(norm.T, gap.T, w)
+    return Trajectory(norm.T, gap.T, w)
 
 
 def as_column(step: float | Tensor) -> Tensor:
