@@ -18,7 +18,7 @@ from blockspectra.problem import Problem
 from blockspectra.slq import block_spectra
 from blockspectra.statistics import Estimate, jackknife
 from companion import setups
-from companion.experiments.optimizer_comparison import MIDDLE, MOST, TrainingRun, compare
+from companion.experiments.optimizer_comparison import MEDIUM, MIDDLE, MOST, TrainingRun, compare
 from companion.experiments.preconditioned_spectra import mean_squares
 from companion.setups import Setup, setup
 from companion.store import Job, Store
@@ -230,6 +230,7 @@ class Interventions(Job):
 
     NAME = "interventions-{model}"
     TITLE = "{model}"
+    ADDED = {"refined": False}  # noqa: RUF012  a class attribute of `Job`
     MADE_OF = (TrainingRun, InterventionRun)
 
     model: str
@@ -244,6 +245,7 @@ class Interventions(Job):
     device: str = "cpu"
     test_samples: int = 0
     repeats: int = 0
+    refined: bool = False
 
     data_key = setups.data_key
 
@@ -259,7 +261,8 @@ class Interventions(Job):
             return known(optimizer=optimizer, **point, **shared)
 
         middle = {arm: MIDDLE.get(arm, MIDDLE["momentum"]) for arm in self.arms}
-        return compare(store, run, middle, self.rates, self.seeds, self.repeats)
+        search = (self.rates, self.seeds, self.repeats, self.refined)
+        return compare(store, run, middle, *search)
 
 
 def closed(table: pd.DataFrame) -> pd.DataFrame:
@@ -295,20 +298,23 @@ def jobs(
     arms: str,
     size: str,
     train_samples: int,
-    test_samples: int,
     batch: int,
     train_steps: int,
     train_seeds: int,
     rates: int,
     device: str = "cpu",
 ) -> list[Interventions]:
-    """Declare the comparisons of several models; parameters are those of chapter 21."""
+    """Declare the comparisons of several models; parameters are those of chapter 21.
+
+    Those of medium size have the settings of `MEDIUM`, and so share runs with chapter 06.
+    """
+    added = MEDIUM if size == "medium" else {}
     shared = (batch, train_steps, train_seeds, rates, tuple(setups.names(arms)))
     return [
         Interventions(
             *(name, size, min(train_samples, MOST.get(name, train_samples)), *shared),
             device=device,
-            test_samples=test_samples,
+            **added,
         )
         for name in setups.names(model)
     ]
@@ -317,8 +323,9 @@ def jobs(
 def scales(
     model: str, size: str, batch: int, train_seeds: int, device: str = "cpu"
 ) -> list[BlockScales]:
-    """Declare what the factors of the fresh seeds are made of; seed 0 was searched."""
-    seeds = range(1, 1 + train_seeds)
+    """Declare what the factors of the fresh seeds are made of: those that were not searched."""
+    first = 1 + (MEDIUM["repeats"] if size == "medium" else 0)
+    seeds = range(first, first + train_seeds)
     return [
         BlockScales(name, size, batch, seed, device=device)
         for name in setups.names(model)
