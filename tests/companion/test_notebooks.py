@@ -19,6 +19,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_notebook, new_output
 from papermill import inspect_notebook
 
+from blockspectra.files import digest
 from companion.claims import Criterion, Finding
 from companion.report import claims_text, keep
 from companion.store import PRESETS
@@ -222,15 +223,16 @@ class TestReport:
         for name in (*wrote, "spectra-1.npz", "spectra-1.json", "stale-0.npz"):
             (results / name).touch()
         criteria = [Criterion("ratio <script>", 3.0, 0.1, 2.0)]
-        wrote.append(f"claims/{Finding('C3', criteria, 'stand-in data').save(results).name}")
+        claim = Finding("C3", criteria, "stand-in data").save(results)
+        wrote = dict.fromkeys(wrote, "0123") | {f"claims/{claim.name}": digest(claim)}
         manifest = {"results": {"spectra-1.npz": "0"}, "wrote": wrote}
         (results / "manifests" / "04_block_spectra.json").write_text(json.dumps(manifest))
         return results
 
     def test_claims_fit_a_terminal(self, results):
         text = claims_text(results)
-        assert "C3  SUPPORTED" in text
-        assert "C1  NOT MEASURED" in text
+        assert "reproduced: not run; robust: –; rerun: supported" in text
+        assert "reproduced: not measured; robust: –; rerun: not measured" in text
         assert "measured: ratio <script>: 3 ± 0.1 (≥ 2: holds)" in text
         assert max(map(len, text.splitlines())) < 110
 

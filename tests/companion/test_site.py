@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from blockspectra.environment import environment
+from blockspectra.files import digest
 from companion.claims import CLAIMS, Criterion, Finding
 from companion.report import figure_names
 
@@ -149,9 +150,11 @@ class TestPagesOfARun:
             folder.mkdir(parents=True)
         (notebooks / "04_block_spectra.ipynb").write_text("{}")
         (figures / "density.txt").write_text("Where |λ| <b> & σ is small")
-        Finding("C3", [Criterion("ratio <script>", 3.0, 0.1, 2.0)], "stand-ins").save(results)
+        finding = Finding("C3", [Criterion("ratio <script>", 3.0, 0.1, 2.0)], "stand-ins")
+        written = {"figures/04_block_spectra/density.png": "0123"}
+        written["claims/C3.json"] = digest(finding.save(results))
         for chapter in {claim.chapter for claim in CLAIMS.values()}:
-            wrote = ["figures/04_block_spectra/density.png"] * (chapter == "04_block_spectra")
+            wrote = written if chapter == "04_block_spectra" else {}
             about = {"chapter": chapter, "wrote": wrote, "wall_time_s": 90, "peak_memory_MiB": 7}
             manifest = environment() | about
             (results / "manifests" / f"{chapter}.json").write_text(json.dumps(manifest))

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from companion.claims import CLAIMS, Finding
+from companion.experiments.independent_check import deviations
 from companion.rate_search import grids_table
 
 RESULTS = Path(__file__).parents[2] / "data" / "results"
@@ -71,3 +72,10 @@ def test_the_readme_gives_the_stored_verdicts():
     rows = {name: tuple(rest) for name, *rest in re.findall(row, readme, flags=re.MULTILINE)}
     found = {c: Finding.load(RESULTS / "laptop" / "claims" / f"{c}.json") for c in CLAIMS}
     assert rows == {c: (one.reproduced, one.robust, one.rerun) for c, one in found.items()}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((RESULTS / "full").glob("check-*.csv")), ids=lambda p: p.stem
+)
+def test_spectra_of_the_papers_sizes_agree_with_differences_of_plain_gradients(path):
+    assert deviations(read(path)).max() < 1e-3
