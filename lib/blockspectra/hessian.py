@@ -96,9 +96,7 @@ class BlockHessians:
     ):
         self.problem, self.ranks, blocks = problem, ranks or Ranks(), list(blocks)
         self.parameters = parameters_of(blocks)
-        self.scales = (
-            coordinate_scales(blocks, preconditioner) if preconditioner is not None else {}
-        )
+        self.scales = coordinate_scales(blocks, preconditioner)
         self.batches = self.ranks.share(list(zip(problem.batches, problem.weights, strict=True)))
         known = known or checked(problem, self.parameters)
         self.derivatives, self.matrix = known.derivatives, matrix

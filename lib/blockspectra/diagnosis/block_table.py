@@ -8,6 +8,7 @@ import torch
 
 from blockspectra.blocks import Block
 from blockspectra.distance import zero_share
+from blockspectra.hessian import parameters_of
 from blockspectra.problem import Problem
 from blockspectra.spectra import Spectra
 
@@ -70,7 +71,7 @@ def robust_z(values: Sequence[float]) -> np.ndarray:
 
 def gradient_norms(problem: Problem, blocks: Sequence[Block]) -> np.ndarray:
     """Norm of the gradient of the mean loss over all batches in each block, (block,)."""
-    parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
+    parameters = parameters_of(blocks)
     total = {p: torch.zeros_like(p, dtype=torch.float64) for p in parameters}
     with problem.curvature_mode():
         for batch, weight in zip(problem.batches, problem.weights, strict=True):

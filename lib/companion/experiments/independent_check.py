@@ -18,7 +18,6 @@ from blockspectra.problem import Problem
 from blockspectra.slq import probe_vector
 from companion.experiments import initial_spectra
 from companion.experiments.initial_spectra import InitialSpectra
-from companion.setups import setup
 from companion.store import Job, Store
 
 # Of the difference, as a share of the block's norm: so small that no ReLU of millions changes sign
@@ -48,9 +47,7 @@ class IndependentCheck(Job):
     def compute(self, store: Store) -> pd.DataFrame:
         """Return block, alpha, beta, and both by differences."""
         of, stored = self.spectra, store.get(self.spectra)
-        fields = ("samples", "batches", "seed", "literal_init", "device")
-        settings = {field: getattr(of, field) for field in fields}
-        problem = setup(of.model, of.size, **settings, dtype=torch.float64).problem
+        problem = of.setup(torch.float64).problem
         blocks, rows = of.partition(problem.model), []
         for number in sorted({0, len(blocks) // 2, len(blocks) - 1}):
             block = blocks[number]

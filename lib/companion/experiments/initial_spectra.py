@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
+import torch
 from torch import nn
 
 from blockspectra.blocks import Block, partition
@@ -58,10 +59,11 @@ class InitialSpectra(Job):
         """Number of products, weighted by the model's rank in `ORDER`."""
         return self.samples * self.steps * self.probes * (1 + ORDER.index(self.model))
 
-    def setup(self) -> Setup:
+    def setup(self, dtype: torch.dtype = torch.float32) -> Setup:
         """Make the model and the data."""
         fields = ("samples", "batches", "seed", "literal_init", "device")
-        return setup(self.model, self.size, **{field: getattr(self, field) for field in fields})
+        settings = {field: getattr(self, field) for field in fields}
+        return setup(self.model, self.size, **settings, dtype=dtype)
 
     def partition(self, model: nn.Module) -> list[Block]:
         """Return the blocks to measure."""

@@ -14,11 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from blockspectra.blocks import Block, partition
+from blockspectra.distance import rms
+from blockspectra.hessian import parameters_of
 from blockspectra.problem import Problem
 from blockspectra.slq import block_spectra
 from blockspectra.statistics import Estimate, jackknife
 from companion import setups
-from companion.experiments.optimizer_comparison import MEDIUM, MIDDLE, MOST, TrainingRun, compare
+from companion.experiments.optimizer_comparison import (
+    MEDIUM,
+    MIDDLE,
+    TrainingRun,
+    available,
+    compare,
+)
 from companion.experiments.preconditioned_spectra import mean_squares
 from companion.setups import Setup, setup
 from companion.store import Job, Store
@@ -97,7 +105,7 @@ class BlockScales(Job):
                 "entries": [block.size for block in blocks],
                 "square": [squares[block.name].mean().item() for block in blocks],
                 "largest": spectra.largest,
-                "rms": np.sqrt(spectra.moment(2).mean(1)),
+                "rms": rms(spectra),
             }
         )
 
@@ -160,7 +168,7 @@ class Followed:
 
     def __init__(self, blocks: Sequence[Block], first: Sequence[float]):
         self.blocks, self.first = blocks, torch.as_tensor(first)
-        self.parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
+        self.parameters = parameters_of(blocks)
         self.running, self.unit, self.steps = torch.zeros(len(blocks)).double(), None, 0
 
     def __call__(self) -> list[Tensor]:
@@ -312,7 +320,7 @@ def jobs(
     shared = (batch, train_steps, train_seeds, rates, tuple(setups.names(arms)))
     return [
         Interventions(
-            *(name, size, min(train_samples, MOST.get(name, train_samples)), *shared),
+            *(name, size, available(name, train_samples), *shared),
             device=device,
             **added,
         )

@@ -161,6 +161,11 @@ def evaluated(model: nn.Module, data: Data, batch: int, device: str) -> tuple[fl
     return loss / count, right / count
 
 
+def available(model: str, samples: int) -> int:
+    """Return how many of some training samples there are for a model."""
+    return min(samples, MOST.get(model, samples))
+
+
 def jobs(
     model: str,
     size: str,
@@ -177,10 +182,9 @@ def jobs(
     """
     shared = (batch, train_steps, train_seeds, rates)
     added = MEDIUM if size == "medium" else {}
-    counts = {
-        name: min(train_samples, MOST.get(name, train_samples)) for name in setups.names(model)
-    }
     return [
-        OptimizerComparison(name, size, count, *shared, device=device, **added)
-        for name, count in counts.items()
+        OptimizerComparison(
+            *(name, size, available(name, train_samples), *shared), device=device, **added
+        )
+        for name in dict.fromkeys(setups.names(model))
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blockspectra.blocks import Block, partition
 from blockspectra.distance import log_spread, rms
-from blockspectra.hessian import block_products
+from blockspectra.hessian import BlockHessians, parameters_of
 from blockspectra.problem import Problem
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
@@ -121,7 +121,7 @@ class PreconditionedSpectra(Job):
 def mean_squares(problem: Problem, blocks: Sequence[Block]) -> dict[str, Tensor]:
     """Mean over a problem's batches of the squared gradient, (size,) float64 by block."""
     totals: dict[str, Tensor] = {}
-    parameters = list(dict.fromkeys(p for block in blocks for p in block.parameters))
+    parameters = parameters_of(blocks)
     with problem.curvature_mode():  # the same kernels as in the products
         for batch in problem.batches:
             gradients = torch.autograd.grad(problem.value(batch), parameters)
@@ -138,13 +138,16 @@ def row_norms(problem: Problem, blocks: Sequence[Block], seed: int) -> dict[str,
     For random signs z, the mean of (Hz)ᵢ² is the square of the norm of row i.
     """
     generator, totals = torch.Generator().manual_seed(seed), {}
-    for _ in range(ROW_PROBES):
-        signs = [
-            torch.randint(0, 2, (b.size,), generator=generator).to(b.parameters[0]) * 2 - 1
-            for b in blocks
-        ]
-        for block, product in zip(blocks, block_products(problem, blocks, signs), strict=True):
-            totals[block.name] = totals.get(block.name, 0) + product.double().square()
+    with problem.curvature_mode():
+        hessians = BlockHessians(problem, blocks)  # checked once, for all signs
+        for _ in range(ROW_PROBES):
+            signs = [
+                torch.randint(0, 2, (b.size,), generator=generator).to(b.parameters[0]) * 2 - 1
+                for b in blocks
+            ]
+            products = hessians.products(list(zip(blocks, signs, strict=True)))
+            for block, product in zip(blocks, products, strict=True):
+                totals[block.name] = totals.get(block.name, 0) + product.double().square()
     return {name: (total / ROW_PROBES).sqrt() + EPSILON for name, total in totals.items()}
 
 
