@@ -6,6 +6,7 @@ comparisons are expectations of, and against closed forms of the MLP's Hessian.
 """
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,9 +15,11 @@ from blockspectra import partition
 from blockspectra.blocks import whole
 from blockspectra.hessian import dense_hessian
 from blockspectra.problem import Problem
+from companion import datasets
 from companion.experiments.block_diagonality import (
     BlockShares,
     HessianImage,
+    block_ratio,
     coarse,
     grouping,
     mass_shares,
@@ -24,8 +27,10 @@ from companion.experiments.block_diagonality import (
 from companion.experiments.one_hidden_layer import (
     LOSSES,
     Training,
+    clusters,
     gaussian,
     images,
+    pairs,
     snapshots,
     text,
 )
@@ -204,6 +209,7 @@ class TestTasks:
         ("make", "sentence"),
         [
             (lambda: images(11), "2 to 10 classes, not 11"),
+            (lambda: pairs(10), "4, 9, 16 … 100 classes, not 10"),
             (lambda: text(77), "2 to 76 classes"),
             (lambda: text(10, inputs=5), "a multiple of 2 inputs"),
         ],
@@ -214,6 +220,30 @@ class TestTasks:
 
     def test_gaussian_labels_cover_all_classes(self):
         assert len(gaussian(100, inputs=4).targets.unique()) == 100
+
+    def test_a_pair_shows_its_two_digits(self):
+        every, alone = pairs(100, side=28), datasets.mnist("train")
+        known = {
+            x.numpy().tobytes(): int(y) for x, y in zip(alone.inputs, alone.targets, strict=True)
+        }
+        for image, target in zip(every.inputs[:20], every.targets[:20], strict=True):
+            left, right = image[:, :, :28].contiguous(), image[:, :, 28:].contiguous()
+            shown = 10 * known[left.numpy().tobytes()] + known[right.numpy().tobytes()]
+            assert shown == target
+        assert (pairs(4).targets == every.targets // 10 % 2 * 2 + every.targets % 2).all()
+        assert torch.bincount(every.targets).min() > 20
+
+    def test_clusters_are_as_large_as_each_other_and_apart(self):
+        found = clusters(10, inputs=64)
+        assert (torch.bincount(found.targets) == 500).all()
+        centres = torch.stack([found.inputs[found.targets == c].mean(0) for c in range(10)])
+        nearest = torch.cdist(found.inputs, centres).argmin(1)
+        assert (nearest == found.targets).double().mean() > 0.99
+
+
+def test_the_block_ratio_of_blocks_all_alike_is_one():
+    shares, blocks = pd.Series([1 / 10, 0.9]), pd.Series([10, 10])
+    assert block_ratio(shares, blocks).tolist() == pytest.approx([1, 1 / 9])
 
 
 class TestTraining:

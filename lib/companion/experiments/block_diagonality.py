@@ -114,8 +114,8 @@ class BlockShares(Training, Job):
         return self.parameters * self.samples * (100 + self.classes)
 
     def data_key(self) -> str:
-        """Digest of the task's files; the Gaussian task has none."""
-        files = {"images": MNIST, "text": PLAYS}
+        """Digest of the task's files; the Gaussian tasks have none."""
+        files = {"images": MNIST, "pairs": MNIST, "text": PLAYS}
         return digest_of(files[self.task]) if self.task in files else ""
 
     def shapes(self) -> list[tuple[int, int]]:
@@ -166,15 +166,19 @@ def shares(
     image_classes: list[int],
     text_classes: list[int],
     gaussian_classes: list[int],
+    pair_classes: list[int],
+    cluster_classes: list[int],
     seeds: int,
     **settings: Any,
 ) -> list[BlockShares]:
     """Declare chapter 01's shares: every task, number of classes, loss and seed."""
+    tasks = {"images": image_classes, "text": text_classes, "pairs": pair_classes}
+    tasks |= {"clusters": cluster_classes}
     learnt = [
         {"task": task, "classes": classes, "loss": loss, "seed": seed}
         for seed in range(seeds)
         for loss in LOSSES
-        for task, several in {"images": image_classes, "text": text_classes}.items()
+        for task, several in tasks.items()
         for classes in several
     ]
     random = [
@@ -183,6 +187,14 @@ def shares(
         for classes in gaussian_classes
     ]
     return [declare(BlockShares, settings, **one) for one in learnt + random]
+
+
+def block_ratio(share: pd.Series, blocks: pd.Series) -> pd.Series:
+    """Root mean square norm of the blocks off the diagonal over that of those on it.
+
+    For ``blocks`` blocks of one size; unlike the share it does not fall with their number.
+    """
+    return ((1 - share) / share / (blocks - 1)) ** 0.5
 
 
 def pictures(

@@ -1,10 +1,11 @@
 """A one-hidden-layer MLP on tasks with few and many classes, and its exact Hessian on the way.
 
-Three tasks: images (MNIST, resized), text (Shakespeare's next character), and Gaussian inputs with
-random labels, which are balanced whatever their number. In each the number of classes can be set
-while the inputs stay the same.
+Images (MNIST, resized), pairs of such images, text (Shakespeare's next character), Gaussian inputs
+with random labels, and Gaussian clusters. In each the number of classes can be set while the inputs
+stay the same; all but the text's are about equally frequent.
 """
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import NamedTuple
@@ -26,6 +27,8 @@ from companion.training import OPTIMIZERS, train
 CONTEXT, WINDOWS = 2, 4000
 #: Gaussian: points drawn; as in the author's later code
 POINTS = 5000
+#: distance of a cluster's centre from the origin, in standard deviations of its points a coordinate
+CENTRE = 1.0
 
 mnist = lru_cache(maxsize=8)(datasets.mnist)  # resizing takes as long as a small network trains
 
@@ -74,6 +77,29 @@ def gaussian(classes: int, *, inputs: int = 32, seed: int = 0) -> datasets.Data:
     return datasets.Data(name, points, labels, classes, "drawn from the seed", "")
 
 
+def pairs(classes: int, *, side: int = 8, seed: int = 0) -> datasets.Data:
+    """Two images of MNIST side by side; the class is the pair of digits, each modulo √classes."""
+    digits = math.isqrt(classes)
+    if digits**2 != classes or not 2 <= digits <= 10:
+        raise ValueError(f"Pairs of digits have 4, 9, 16 … 100 classes, not {classes}.")
+    left, right = (mnist("train", side, seed=seed + shift) for shift in (0, 1000))  # other orders
+    both = torch.cat([left.inputs, right.inputs], 3)
+    targets = (left.targets % digits) * digits + right.targets % digits
+    name = f"pairs of {left.name}, {classes} classes"
+    return replace(left, name=name, inputs=both, targets=targets, classes=classes)
+
+
+def clusters(classes: int, *, inputs: int = 32, seed: int = 0) -> datasets.Data:
+    """Draw as many points around each of some Gaussian centres; the class is the centre."""
+    rng = generator(seed)
+    centres = CENTRE * rng.standard_normal((classes, inputs), dtype=np.float32)
+    labels = rng.permutation(np.arange(POINTS) % classes)
+    points = centres[labels] + rng.standard_normal((POINTS, inputs), dtype=np.float32)
+    name = f"{classes} Gaussian clusters"
+    found = torch.from_numpy(points), torch.from_numpy(labels)
+    return datasets.Data(name, *found, classes, "drawn from the seed", "")
+
+
 def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Mean squared error of (inputs, targets) against one-hot targets, over samples and classes."""
     inputs, targets = batch
@@ -82,15 +108,17 @@ def squared_error(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 
 LOSSES = {"cross-entropy": cross_entropy, "squared error": squared_error}
+PIXELS = {"images": 1, "pairs": 2}  # images of an input
+TASKS = {"images": images, "pairs": pairs, "text": text, "gaussian": gaussian, "clusters": clusters}
 
 
 @dataclass(frozen=True)
 class Training:
     """One training run of an MLP without biases, by Adam.
 
-    ``task`` is images, text or gaussian, ``loss`` a key of `LOSSES`; ``side`` counts the pixels
-    along an image, ``inputs`` those of the other tasks. The Hessian is averaged over ``samples``
-    training samples and taken at ``stages``, percentages of the training. The seed draws the
+    ``task`` is a key of `TASKS`, ``loss`` one of `LOSSES`; ``side`` counts the pixels along an
+    image, ``inputs`` those of the other tasks. The Hessian is averaged over ``samples`` training
+    samples and taken at ``stages``, percentages of the training. The seed draws the
     initialisation, the data and their order.
     """
 
@@ -110,15 +138,13 @@ class Training:
 
     def data(self) -> datasets.Data:
         """Load the task's training part."""
-        if self.task == "images":
-            return images(self.classes, side=self.side, seed=self.seed)
-        task = {"text": text, "gaussian": gaussian}[self.task]
-        return task(self.classes, inputs=self.inputs, seed=self.seed)
+        size = {"side": self.side} if self.task in PIXELS else {"inputs": self.inputs}
+        return TASKS[self.task](self.classes, **size, seed=self.seed)
 
     @property
     def parameters(self) -> int:
         """Number of weights, which is the side of the Hessian."""
-        inputs = self.side**2 if self.task == "images" else self.inputs
+        inputs = PIXELS[self.task] * self.side**2 if self.task in PIXELS else self.inputs
         return self.hidden * (inputs + self.classes)
 
 
