@@ -228,8 +228,7 @@ class TestTasks:
         }
         for image, target in zip(every.inputs[:20], every.targets[:20], strict=True):
             left, right = image[:, :, :28].contiguous(), image[:, :, 28:].contiguous()
-            shown = 10 * known[left.numpy().tobytes()] + known[right.numpy().tobytes()]
-            assert shown == target
+            assert 10 * known[left.numpy().tobytes()] + known[right.numpy().tobytes()] == target
         assert (pairs(4).targets == every.targets // 10 % 2 * 2 + every.targets % 2).all()
         assert torch.bincount(every.targets).min() > 20
 
