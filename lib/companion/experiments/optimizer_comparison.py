@@ -16,7 +16,7 @@ from companion import datasets, setups
 from companion.datasets import Data
 from companion.rate_search import last, search, windowed
 from companion.setups import Setup, setup
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 from companion.training import OPTIMIZERS, Optimizer, train
 
 MIDDLE = {"momentum": -3, "adamw": -5}  # exponents of `rate_of` to search around: 0.03 and 0.003
@@ -188,3 +188,8 @@ def jobs(
         )
         for name in dict.fromkeys(setups.names(model))
     ]
+
+
+def jobs_of_train_size(train_size: str, **settings: Any) -> list[OptimizerComparison]:
+    """Declare the same where ``size`` is of other models: those of chapter 08's spectra."""
+    return declare(jobs, settings, size=train_size)
