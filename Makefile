@@ -77,7 +77,7 @@ test: $(READY)
 	$(BIN)/python -m ruff check lib tests notebooks
 	$(BIN)/python -m ruff format --check lib tests notebooks
 	$(BIN)/lint-imports --no-logo --no-cache
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n '$(CORES)' --dist worksteal
 	@store=$$(mktemp -d) && trap 'rm -rf "$$store"' EXIT && set -x && \
 	BLOCKSPECTRA_RESULTS="$$store" PYTHONWARNINGS=ignore $(BIN)/python -m pytest -v -p no:warnings \
 	    --nbval-lax --nbval-current-env --nbval-cell-timeout 3600 $(CHAPTERS) notebooks/00_claims.ipynb
