@@ -166,7 +166,7 @@ class TestPagesOfARun:
         assert "*rerun* is the smoke preset" in texts["verdicts"]
         assert re.search(r"\| C3 \|.*\| \*\*not run\*\* \| – \| supp", texts["verdicts"])
         assert re.search(r"\| C1 \|.*\*\*not measured\*\*", texts["verdicts"])
-        assert "| this run | ratio &lt;script&gt; | 3 ± 0.1 | ≥ 2 | holds |" in texts["claims"]
+        assert "| this run | ratio &lt;script&gt; | 3.0 ± 0.1 | ≥ 2 | holds |" in texts["claims"]
         assert "Where \\|λ\\| &lt;b&gt; &amp; σ is small" in texts["chapter_figures"]
         assert "| [04_block_spectra](notebooks/04_block_spectra.ipynb) | 1.5 | 7 |" in texts["runs"]
 
