@@ -18,6 +18,7 @@ from blockspectra import Problem, ProblemError, cross_entropy, partition
 from blockspectra.diagnosis import diagnose
 from blockspectra.diagnosis.block_table import robust_z
 from blockspectra.distance import FLOOR, shift_divergence, signed_log
+from browser import CHROMIUM, width
 
 
 class Quadratic(nn.Module):
@@ -268,6 +269,11 @@ class TestPage:
             assert row["block"] == report.spectra.names[i]
             assert row["lambda_max"] == report.spectra.largest[i] == top
             assert row["z_distance"] is None  # three blocks are not judged
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_page_is_no_wider_than_a_phone(report, tmp_path):
+    assert width(report.save(tmp_path)[0], tmp_path / "profile") <= 390
 
 
 def test_text_and_notebook_say_the_same(report):

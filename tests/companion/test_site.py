@@ -16,6 +16,7 @@ import pytest
 
 from blockspectra.environment import environment
 from blockspectra.files import digest
+from browser import CHROMIUM, width
 from companion.claims import CLAIMS, Criterion, Finding
 from companion.report import figure_names
 
@@ -86,6 +87,14 @@ def test_every_chapter_and_every_reference_has_a_page(pages, site):
     assert "js0" in pages[site / "api" / "blockspectra.distance.html"].text
     assert "block_table" in pages[site / "api" / "blockspectra.diagnosis.html"].text
     assert "claims_table" in pages[site / "api" / "companion.claims.html"].text
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+@pytest.mark.parametrize(
+    "name", ["index", "artifact", "recipes", "notebooks/00_claims", "notebooks/11_theory"]
+)
+def test_no_page_is_wider_than_a_phone(site, name, tmp_path):
+    assert width(site / f"{name}.html", tmp_path) <= 390
 
 
 def test_links_lead_somewhere(pages, site):
