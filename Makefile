@@ -104,7 +104,8 @@ site: $(READY)
 
 results: $(READY)
 	@$(BIN)/python -m companion.report --keep 'build/results/$(PRESET)' 'data/results/$(PRESET)'
-	@[ '$(PRESET)' != laptop ] || $(BIN)/python -m companion.reference_numbers data/results/laptop
+	@[ '$(PRESET)' != laptop ] || { $(BIN)/python -m companion.reference_numbers data/results/laptop && \
+	    $(BIN)/python docs/pages.py; }
 
 # what make reproduce has computed at the laptop preset is found in its store
 notebooks: $(READY)

@@ -1,15 +1,18 @@
-"""Gather what the site is built from in one folder, and write the pages that follow from results.
+"""Gather what the site is built from in one folder, and write what follows from results.
 
 ``python docs/pages.py FOLDER [RESULTS NOTEBOOKS]``; by default from what is committed, in `make
-reproduce` from a run. The folder has the same layout as the repository, so that links between
-notebooks and texts lead to the same places.
+reproduce` from a run. The folder has the layout of the repository, but for the texts of ``docs``,
+which lie at its top. ``python docs/pages.py`` alone writes anew, in the texts of ``docs``, what
+stands between ``<!-- name: … -->`` and ``<!-- end -->``, so that they can be read as they are.
 """
 
 import html
+import json
 import pkgutil
 import re
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,15 +24,15 @@ from companion.claims import CLAIMS, Finding, claims_table
 from companion.report import figure_names, manifest
 
 ROOT = Path(__file__).parent.parent
+COMMITTED = ROOT / "data" / "results" / "laptop"
 TEXTS = ("CHANGELOG.md", "LICENSE", "data/README.md", "data/reported/README.md")
+PART = re.compile(r"(<!-- (\w+): [^>]*-->\n).*?(<!-- end -->)", re.DOTALL)
+BRIEF = 4  # lines of code beside an output that are not folded
+HOSTED = "https://mybinder.org/v2/gh/OWNER/blockspectra/main?urlpath=lab/tree/notebooks"
 
 
-def gather(
-    folder: Path,
-    results: Path = ROOT / "data" / "results" / "laptop",
-    notebooks: Path = ROOT / "notebooks",
-) -> None:
-    """Copy the sources and write the pages that follow from them.
+def gather(folder: Path, results: Path = COMMITTED, notebooks: Path = ROOT / "notebooks") -> None:
+    """Copy the sources and write the parts that follow from results.
 
     Parameters
     ----------
@@ -40,17 +43,46 @@ def gather(
     """
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(ROOT / "docs", folder, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copytree(results / "figures", folder / "figures")
+    shutil.copytree(results / "figures", folder / figures(results))
     for name in TEXTS:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(ROOT / name, folder / name)
     (folder / "notebooks").mkdir()
     paths = sorted(notebooks.glob("*.ipynb"))
-    for path in paths:  # tables of the notebooks link to notebooks
-        linked = re.sub(r'href=(\\?")(\d\d_\w+)\.ipynb', r"href=\1\2.html", path.read_text("utf-8"))
-        (folder / "notebooks" / path.name).write_text(linked, encoding="utf-8")
-    chapters = [path.stem for path in paths]
-    pages = {
+    for path in paths:
+        text = json.dumps(for_reading(json.loads(path.read_text("utf-8")), path.name))
+        (folder / "notebooks" / path.name).write_text(text, encoding="utf-8")
+    parts = written(results, [path.stem for path in paths])
+    for path in folder.glob("*.md"):
+        text = fill(path.read_text("utf-8"), parts).replace("](../", "](")
+        path.write_text(text, encoding="utf-8")
+    write_api(folder / "api")
+
+
+def for_reading(notebook: dict, name: str) -> dict:
+    """Fold code that is long or shows nothing, link to pages, offer the notebook itself."""
+    cells = notebook.get("cells", [])
+    for cell in cells:
+        tags = cell["metadata"].setdefault("tags", [])
+        brief = cell.get("outputs") and "".join(cell["source"]).count("\n") < BRIEF
+        if cell["cell_type"] == "code" and not brief and not {"parameters", "show-input"} & {*tags}:
+            tags.append("hide-input")
+        for output in cell.get("outputs", []):
+            if shown := output.get("data", {}).get("text/html"):
+                linked = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', "".join(shown))
+                output["data"]["text/html"] = linked
+    if cells:
+        title, _, rest = "".join(cells[0]["source"]).partition("\n")
+        offer = f"{{download}}`Download this notebook <{name}>` · [Binder]({HOSTED}/{name})"
+        cells[0]["source"] = f"{title}\n\n{offer}\n{rest}"
+    return notebook
+
+
+def written(results: Path, chapters: list[str]) -> dict[str, str]:
+    """Write all parts of texts that follow from results, by their names."""
+    return {
+        "hero": readme("**In short:**", "## What came out") if results == COMMITTED else "",
+        "own": readme("## Your own model", "## Reproduce").replace("](docs/", "]("),
         "verdicts": verdicts(results),
         "claims": expected_results(results),
         "paper_figures": paper_figures(results),
@@ -58,40 +90,74 @@ def gather(
         "runs": runs(results, chapters),
         "citation": citation(),
     }
-    (folder / "generated").mkdir()
-    for name, text in pages.items():
-        (folder / "generated" / f"{name}.txt").write_text(text + "\n", encoding="utf-8")
-    write_api(folder / "api")
+
+
+def fill(text: str, parts: dict[str, str]) -> str:
+    """Put each part between the marks that name it."""
+    return PART.sub(lambda found: f"{found[1]}\n{parts[found[2]]}\n\n{found[3]}", text)
+
+
+def commit() -> None:
+    """Write the parts of the texts anew that are read in the repository: all but the home page."""
+    parts = written(COMMITTED, sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
+    for path in (ROOT / "docs").glob("*.md"):
+        if path.stem != "index":
+            path.write_text(fill(path.read_text("utf-8"), parts), encoding="utf-8")
+
+
+def figures(results: Path) -> str:
+    """Say where the figures of a preset lie, in the repository and in the folder of the site."""
+    return f"data/results/{results.name}/figures"
+
+
+def readme(first: str, last: str) -> str:
+    """Return what the README says from some words up to others."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    return text[text.index(first) : text.index(last)].strip()
 
 
 def table(head: str, rows: Iterable[Iterable[object]]) -> str:
     """Write a Markdown table under column names that are parted by bars."""
     names = head.split("|")
     lines = [names, ["---"] * len(names), *rows]
-    cells = ([html.escape(str(cell), quote=False) for cell in row] for row in lines)
+    cells = ([_escaped(str(cell)) for cell in row] for row in lines)
     cells = ([cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in cells)
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
 
 
 def link(name: str) -> str:
-    """Link to a chapter from a page at the top."""
-    return f"[{name}](notebooks/{name}.ipynb)"
+    """Link to a chapter from a text in ``docs``."""
+    return f"[{name}](../notebooks/{name}.ipynb)"
 
 
 def verdicts(results: Path) -> str:
-    """Say what the paper claims and what came out, one row a claim."""
-    rows = claims_table(results).itertuples()
+    """Say what the paper claims and what came out: a tally, then one row a claim."""
+    found = claims_table(results)
     about = (
         "*Reproduced* judges by the largest size that was run, *robust* counts the ways to measure "
         f"it under which the claim holds, *rerun* is the {results.name} preset: reduced models "
         "and data that stand in where data/README says so. Verdicts are counted from criteria that "
         "the chapter argues before it shows a number."
     )
-    cells = (
-        (r.claim, r.statement, r.paper, f"**{r.reproduced}**", r.robust, r.rerun, link(r.chapter))
-        for r in rows
-    )
-    return f"{about}\n\n{table('|claim|where|reproduced|robust|rerun|chapter', cells)}"
+    tallies = [
+        f"**{name.capitalize()}:** "
+        + ", ".join(f"{n} {coloured(word)}" for word, n in Counter(found[name]).most_common())
+        for name in ("reproduced", "rerun")
+    ]
+    rows = [
+        (
+            *(f"[{r.claim}](../notebooks/{r.chapter}.ipynb)", f"{r.statement} ({r.paper})"),
+            *(coloured(r.reproduced), r.robust, coloured(r.rerun)),
+        )
+        for r in found.itertuples()
+    ]
+    head = "|claim|reproduced|robust|rerun"
+    return "\n\n".join([*tallies, table(head, rows), about])
+
+
+def coloured(word: str) -> str:
+    """Mark a verdict by a class that the style sheet of the site colours."""
+    return f'<span class="verdict {word.replace(" ", "-")}">{word}</span>'
 
 
 def expected_results(results: Path) -> str:
@@ -121,7 +187,8 @@ def paper_figures(results: Path) -> str:
     """Lead from the paper's figures and tables to claims, chapters and files."""
     rows = []
     for name, (_, paper, chapter) in CLAIMS.items():
-        files = (f"[{f}](figures/{chapter}/{f}.png)" for f in figure_names(results, chapter))
+        folder = f"../{figures(results)}/{chapter}"
+        files = (f"[{f}]({folder}/{f}.png)" for f in figure_names(results, chapter))
         rows.append((paper, name, link(chapter), ", ".join(files)))
     return table("in the paper|claim|chapter|figures", sorted(rows, key=_by_number))
 
@@ -132,8 +199,8 @@ def chapter_figures(results: Path, chapters: list[str]) -> str:
     for chapter in chapters:
         rows = []
         for name in figure_names(results, chapter):
-            file = f"figures/{chapter}/{name}"
-            caption = (results / f"{file}.txt").read_text(encoding="utf-8").strip()
+            file = f"../{figures(results)}/{chapter}/{name}"
+            caption = (results / "figures" / chapter / f"{name}.txt").read_text("utf-8").strip()
             rows.append((f"[{name}]({file}.png)", caption, f"[CSV]({file}.csv)"))
         if rows:
             parts += [f"### {chapter}", table("figure|caption|data", rows)]
@@ -213,6 +280,11 @@ def write_api(folder: Path) -> None:
     (folder / "index.md").write_text(text + "\n".join(toc), encoding="utf-8")
 
 
+def _escaped(cell: str) -> str:
+    """Escape a cell, unless it is one of our own marks."""
+    return cell if cell.startswith("<span class=") else html.escape(cell, quote=False)
+
+
 def _by_number(row: tuple) -> tuple[str, int]:
     """Sort Figure 5a after Figure 2 and before Figure 10."""
     number = re.search(r"\d+", row[0])
@@ -221,6 +293,6 @@ def _by_number(row: tuple) -> tuple[str, int]:
 
 if __name__ == "__main__":
     try:
-        gather(*map(Path, sys.argv[1:]))
+        gather(*map(Path, sys.argv[1:])) if sys.argv[1:] else commit()
     except FileNotFoundError as error:
         sys.exit(str(error))

@@ -27,14 +27,22 @@ class Cost:
     seconds: float  #: in all, on this machine as busy as it is now
     gradient: float  #: seconds of one gradient of one batch: the unit to compare costs in
     memory: int  #: bytes of the process at its peak; on a GPU, of its tensors there
+    threads: int = 1  #: of PyTorch on the CPU; 1 on a GPU
+    one_thread: float = 1.0  #: a gradient's time on one thread, in units of that on all of them
 
     def __str__(self) -> str:
         minutes, seconds = divmod(round(self.seconds), 60)
         time = f"{minutes} min {seconds} s" if minutes else f"{self.seconds:.2g} s"
+        hint = ""
+        if self.one_thread < 0.8:
+            hint = (
+                f"; a gradient takes {self.one_thread:.2g} times as long on one thread as on the "
+                f"{self.threads} in use: call torch.set_num_threads(1), or set OMP_NUM_THREADS=1"
+            )
         return (
             f"{self.products:,} products, about {time} "
             f"({self.seconds / self.products / self.gradient:.2f} gradients each), "
-            f"{readable(self.memory)} of memory"
+            f"{readable(self.memory)} of memory{hint}"
         )
 
 
@@ -52,6 +60,8 @@ def estimate(
     Arguments as in `block_spectra`. Blocks of the same parameters (heads, neurons) cost the same.
     The first batch stands for all; under a tolerance this is the most that can be needed.
     """
+    if steps < 1 or probes < 1:
+        raise ValueError(f"steps and probes must be at least 1, not {steps} and {probes}.")
     device = blocks[0].parameters[0].device
     dtype = BASES[basis_name(basis, blocks[0].parameters[0].dtype)]
     before, room = in_use(device), available(memory, device)
@@ -61,9 +71,14 @@ def estimate(
     need = max(run_bytes(block.size, steps, dtype) for block in blocks)
     with problem.curvature_mode():
         graph = checked(problem, parameters)
-        gradient = _seconds(
-            lambda: torch.autograd.grad(problem.value(batch), every, allow_unused=True), device
-        )
+        plain = partial(_gradient, problem, batch, every)
+        gradient, threads, one_thread = _seconds(plain, device), 1, 1.0
+        if device.type == "cpu" and (threads := torch.get_num_threads()) > 1:
+            torch.set_num_threads(1)
+            try:
+                one_thread = _seconds(plain, device) / gradient
+            finally:
+                torch.set_num_threads(threads)
         for block in blocks:
             if (kind := tuple(map(id, block.parameters))) not in product:
                 given = block, torch.randn(block.size, device=device)
@@ -86,7 +101,11 @@ def estimate(
         side_by_side = max(1, (room - nbytes * (1 + SCRATCH)) // need)
         seconds += made * batches * max(steps, total / side_by_side)
     peak = before + nbytes * ((batches if kept else 1) + SCRATCH) + need
-    return Cost(total * batches, seconds, gradient, int(peak))
+    return Cost(total * batches, seconds, gradient, int(peak), threads, one_thread)
+
+
+def _gradient(problem: Problem, batch, parameters) -> tuple:
+    return torch.autograd.grad(problem.value(batch), parameters, allow_unused=True)
 
 
 def _seconds(work: Callable[[], object], device: torch.device, repeats: int = 2) -> float:

@@ -4,15 +4,22 @@ Only the recurrence coefficients (α, β) are stored: they are small, and every 
 distance follows from them for any grid and any σ.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from blockspectra.files import load_arrays, save_arrays
 from blockspectra.quadrature import ORTHOGONAL, bin_mass, deflated_quadrature, gauss_quadrature
+
+if TYPE_CHECKING:  # slow to import
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 ARRAYS = ("alpha", "beta", "taken", "orthogonality")
 
@@ -86,6 +93,40 @@ class Spectra:
         """Largest Ritz value of each block over its probes, (block,): λ_max from below."""
         return self.quadrature[0].max(axis=(1, 2))
 
+    def eigenvalues(self, top: int = 1) -> pd.DataFrame:
+        """Bounds from below on each block's largest eigenvalues, a row a block, columns 1 … top.
+
+        The k-th largest Ritz value of a probe is at most the k-th largest eigenvalue; here is the
+        best of all probes, nan where none found as many. The largest converge first, and a multiple
+        eigenvalue is found once.
+        """
+        import pandas as pd
+
+        nodes = self.quadrature[0]
+        taken = np.arange(nodes.shape[-1]) < self.taken[..., None]
+        best = np.sort(np.where(taken, nodes, -np.inf), axis=-1)[..., ::-1].max(axis=1)[:, :top]
+        columns = pd.RangeIndex(1, best.shape[1] + 1, name="eigenvalue")
+        table = pd.DataFrame(best, pd.Index(self.names, name="block"), columns)
+        return table.where(np.isfinite(best)).reindex(columns=range(1, top + 1))
+
+    def to_frame(self) -> pd.DataFrame:
+        """Nodes and weights as a table: block, probe, eigenvalue, weight, a row a Ritz value."""
+        import pandas as pd
+
+        taken = np.arange(self.alpha.shape[-1]) < self.taken[..., None]
+        block, probe, _ = np.nonzero(taken)
+        nodes, weights = (array[taken] for array in self.quadrature)
+        columns = {"block": np.array(self.names, dtype=object)[block], "probe": probe}
+        return pd.DataFrame(columns | {"eigenvalue": nodes, "weight": weights})
+
+    def plot(self, title: str = "") -> Figure:
+        """Draw the spectra, a row a block: density per decade on a signed-log axis, as colour."""
+        from blockspectra.plotting.spectra import relative_density, spectrum_raster
+
+        figure = spectrum_raster(relative_density(self).assign(model=title), title)
+        figure.axes[0].set_title(title)
+        return figure
+
     def moment(self, order: int) -> np.ndarray:
         """Mean of λ^order, (block, probe), ``order < 2·steps``; nan for missing probes."""
         nodes, weights = self.quadrature
@@ -140,7 +181,7 @@ class Spectra:
             **{key: getattr(self, key)[pick] for key in ARRAYS},
         )
 
-    def deflated(self) -> "Spectra":
+    def deflated(self) -> Spectra:
         """Return a copy whose quadrature weighs single eigenvalues that were found exactly.
 
         It has ``meta["deflated"]``, which files keep. Moments and traces are then no longer exact
@@ -162,7 +203,7 @@ class Spectra:
         return save_arrays(Path(path), header, arrays)
 
     @classmethod
-    def load(cls, path: str | Path) -> "Spectra":
+    def load(cls, path: str | Path) -> Spectra:
         """Read what `save` wrote; ValueError if the file is damaged or holds something else."""
         header, arrays = load_arrays(Path(path))
         if set(header) != {"names", "sizes", "meta"} or set(arrays) != set(ARRAYS):

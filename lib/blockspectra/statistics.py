@@ -22,6 +22,20 @@ class Estimate(NamedTuple):
     mean: float
     standard_error: float
 
+    def __str__(self) -> str:
+        return with_error(*self)
+
+
+def with_error(value: float, error: float) -> str:
+    """Write a number to the first digit of its error, as in 34 ± 20 or 1.070 ± 0.003."""
+    if not (math.isfinite(error) and error > 0):
+        return f"{value:.3g}"
+    error = float(f"{error:.0e}")
+    decimals = -math.floor(math.log10(error))
+    if decimals > 6:
+        return f"{value:.3g} ± {error:.0e}"
+    return f"{value:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
+
 
 def jackknife(
     statistic: Callable[[Sequence[int]], float], probes: int, fewest: int | None = None
@@ -157,7 +171,6 @@ class Criterion:
         return None if abs(margin) < 2 * self.error else bool(margin >= 0)
 
     def __str__(self) -> str:
-        error = f" ± {self.error:.2g}" if self.error else ""
         sign = "≥" if self.above else "≤"
-        word = WORDS[self.holds]
-        return f"{self.text}: {self.value:.3g}{error} ({sign} {self.threshold:.3g}: {word})"
+        needed = f"{sign} {self.threshold:.3g}: {WORDS[self.holds]}"
+        return f"{self.text}: {with_error(self.value, self.error)} ({needed})"

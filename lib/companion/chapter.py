@@ -55,6 +55,7 @@ class Chapter:
         except ValueError as error:
             raise ParameterError(str(error)) from None
         use_style()
+        pd.set_option("display.float_format", plainly)
         self.folder = self.store.path if self._is_preset() else self.store.path / "own"
         if self.store.read_only:  # figures are drawn again: nothing is measured, nothing concluded
             self.folder = build_folder()
@@ -147,6 +148,11 @@ def save_figure(path: Path, figure: Figure, data: pd.DataFrame, caption: str) ->
     write_text(files[2], data.to_csv(index=False, float_format="%.6g"))
     write_text(files[3], caption + "\n")
     return files
+
+
+def plainly(number: float) -> str:
+    """Write a number of a table: whole ones without a point, others to three digits."""
+    return f"{number:,.0f}" if 1 <= abs(number) < 1e9 and number.is_integer() else f"{number:.3g}"
 
 
 def check_parameters(namespace: dict) -> dict:

@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 
 from blockspectra.files import digest, write_text
-from blockspectra.statistics import WORDS, Criterion
+from blockspectra.statistics import WORDS, Criterion, with_error
 from companion.store import repository
 
 
@@ -97,7 +97,7 @@ class Finding:
             (
                 preset,
                 c.text,
-                f"{c.value:.3g} ± {c.error:.1g}" if c.error else f"{c.value:.3g}",
+                with_error(c.value, c.error),
                 f"{'≥' if c.above else '≤'} {c.threshold:.3g}",
                 WORDS[c.holds],
             )

@@ -80,3 +80,23 @@ def test_it_reads_as_a_sentence():
     cost = Cost(products=1000, seconds=125.0, gradient=0.25, memory=3 * 2**30)
     assert str(cost) == "1,000 products, about 2 min 5 s (0.50 gradients each), 3.0 GiB of memory"
     assert "about 0.5 s" in str(Cost(10, 0.5, 0.1, 2**20))
+
+
+@pytest.mark.parametrize("ratio", [0.5, 1.5])
+def test_it_says_where_one_thread_is_faster(problem, monkeypatch, ratio):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    times = {1: ratio, 2: 1.0}
+    monkeypatch.setattr("blockspectra.cost._seconds", lambda *_: times[torch.get_num_threads()])
+    try:
+        cost = estimate(problem, partition(problem.model), 2, 1)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert (cost.threads, cost.one_thread) == (2, ratio)
+    assert ("torch.set_num_threads(1)" in str(cost)) == (ratio < 1)
+
+
+def test_no_steps_are_refused(problem):
+    with pytest.raises(ValueError, match="steps and probes must be at least 1, not 0 and 3"):
+        estimate(problem, partition(problem.model), 0, 3)

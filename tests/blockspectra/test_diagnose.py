@@ -18,6 +18,7 @@ from blockspectra import Problem, ProblemError, cross_entropy, partition
 from blockspectra.diagnosis import diagnose
 from blockspectra.diagnosis.block_table import robust_z
 from blockspectra.distance import FLOOR, shift_divergence, signed_log
+from browser import CHROMIUM, width
 
 
 class Quadratic(nn.Module):
@@ -270,10 +271,14 @@ class TestPage:
             assert row["z_distance"] is None  # three blocks are not judged
 
 
+@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
+def test_the_page_is_no_wider_than_a_phone(report, tmp_path):
+    assert width(report.save(tmp_path)[0], tmp_path / "profile") <= 390
+
+
 def test_text_and_notebook_say_the_same(report):
-    value, error = report.js0
     for shown in (str(report), repr(report), report._repr_html_()):
-        assert f"JS⁰ = {value:.3g} ± {error:.1g} nats" in shown
+        assert f"JS⁰ = {report.js0} nats" in shown
         assert f"Advice: {report.advice.word}" in shown
         assert report.advice.reasons[0].split("'")[0] in shown
     assert "Net&lt;b&gt;&amp;" in report._repr_html_()

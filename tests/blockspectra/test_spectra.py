@@ -388,6 +388,42 @@ def test_moments_and_traces_follow_from_nodes_and_weights():
     assert spectra.largest.tolist() == [3]
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_eigenvalues_are_bounds_from_below_and_the_largest_is_near(name):
+    found = measured(name).eigenvalues(top=3)
+    assert list(found.columns) == [1, 2, 3]
+    for (block, row), (values, _) in zip(found.iterrows(), dense(name), strict=True):
+        exact = values[::-1][:3]
+        known = row.dropna().to_numpy()
+        assert len(known), block
+        assert (known <= exact[: len(known)] + 1e-9 * np.abs(values).max()).all(), block
+    np.testing.assert_array_equal(found[1], measured(name).largest)
+
+
+def test_a_table_has_a_row_a_ritz_value_and_none_of_a_missing_probe():
+    uneven = ragged(some(), COUNTS)
+    table = uneven.to_frame()
+    assert list(table.columns) == ["block", "probe", "eigenvalue", "weight"]
+    assert len(table) == uneven.taken.sum()
+    assert table.groupby("block", sort=False)["probe"].nunique().tolist() == COUNTS
+    np.testing.assert_allclose(table.groupby(["block", "probe"])["weight"].sum(), 1)
+    mean = (table["weight"] * table["eigenvalue"]).groupby([table["block"], table["probe"]]).sum()
+    assert mean[uneven.names[0], 2] == pytest.approx(uneven.moment(1)[0, 2])
+
+
+def test_more_eigenvalues_than_were_found_are_nan():
+    found = ragged(some(), COUNTS).eigenvalues(top=7)
+    assert found.shape == (3, 7)
+    assert found[7].isna().all()
+
+
+def test_a_plot_has_a_row_a_block():
+    figure = some().plot("GPT")
+    ax = figure.axes[0]
+    assert len(ax.get_yticklabels()) == 3
+    assert ax.get_title() == "GPT"
+
+
 # blocks with different numbers of probes
 
 

@@ -10,7 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from blockspectra.statistics import Estimate, bootstrap, critical_value, rank_correlation
+from blockspectra.statistics import (
+    Estimate,
+    bootstrap,
+    critical_value,
+    rank_correlation,
+    with_error,
+)
 
 
 def grouped(groups, rows, within=0.0, seed=0):
@@ -112,3 +118,18 @@ def test_three_models_can_never_show_anything():
 def test_what_cannot_be_correlated_is_refused(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (34.1, 19.6, "34 ± 20"),
+        (1.0704, 0.0003, "1.0704 ± 0.0003"),
+        (0.00557, 0.00096, "0.006 ± 0.001"),
+        (131072.0, 0.0, "1.31e+05"),
+        (0.5, float("nan"), "0.5"),
+        (3e-9, 2e-10, "3e-09 ± 2e-10"),
+    ],
+)
+def test_a_number_is_written_to_the_first_digit_of_its_error(value, error, text):
+    assert with_error(value, error) == text

@@ -82,8 +82,8 @@ def test_robust_counts_the_variations_under_which_the_claim_holds():
 @pytest.mark.parametrize(
     ("criterion", "text"),
     [
-        (YES, "yes: 3 ± 0.1 (≥ 1: holds)"),
-        (NO, "no: 3 ± 0.1 (≤ 1: fails)"),
+        (YES, "yes: 3.0 ± 0.1 (≥ 1: holds)"),
+        (NO, "no: 3.0 ± 0.1 (≤ 1: fails)"),
         (OPEN, "open: 1.1 ± 0.1 (≥ 1: undecided)"),
         (Criterion("count", 4, 0, 3), "count: 4 (≥ 3: holds)"),
         (Criterion("none", math.nan, 0, 1), "none: nan (≥ 1: undecided)"),

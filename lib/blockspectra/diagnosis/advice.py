@@ -55,7 +55,7 @@ def advise(js0: Estimate, table: pd.DataFrame, obstacles: Sequence[str] = ()) ->
     rule = Criterion("hit rate", hits / len(known), noise, needed / len(known))
     limit = threshold([v.mean for v in values], behind)
     side = Criterion("JS⁰", *js0, limit)
-    measured = f"JS⁰ = {js0.mean:.2g} ± {js0.standard_error:.1g}"
+    measured = f"JS⁰ = {js0}"
     word, reasons = SILENT, list(obstacles)
     if rule.holds is not True:
         reasons.append(_weak(known, behind, rule))

@@ -52,8 +52,7 @@ def drawings(
             divergence_map(divergences),
             pairs,
             f"Pairwise Jensen–Shannon divergence between the spectra of the blocks of {model}: "
-            f"from 0 (alike) to ln 2 = 0.69 nats; their mean is JS⁰ = {js0.mean:.2g} ± "
-            f"{js0.standard_error:.1g}.",
+            f"from 0 (alike) to ln 2 = 0.69 nats; their mean is JS⁰ = {js0}.",
         ),
         Drawing(
             "among_references",

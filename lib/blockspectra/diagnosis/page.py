@@ -152,8 +152,7 @@ def _render(template: str, diagnosis: Diagnosis, **tables) -> str:
 
 
 def _headline(diagnosis: Diagnosis) -> str:
-    value, error = diagnosis.js0
-    return f"{len(diagnosis.blocks)} blocks, JS⁰ = {value:.3g} ± {error:.1g} nats"
+    return f"{len(diagnosis.blocks)} blocks, JS⁰ = {diagnosis.js0} nats"
 
 
 def _outstanding(diagnosis: Diagnosis) -> list[tuple[str, str]]:
