@@ -8,8 +8,9 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blockspectra.plotting.style import COLORBLIND, MODEL, legend, panels, short, typeset
+from blockspectra.plotting.style import COLORBLIND, short
 from blockspectra.spectra import Spectra
+from companion.figures.panels import MODEL, legend, panels, typeset
 
 MARKERS = "oDs"
 WIDTH = 0.04  # of the Gaussian in the paper's view, in units of the largest |λ|
