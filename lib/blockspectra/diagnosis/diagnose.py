@@ -18,7 +18,7 @@ from blockspectra.distance import heterogeneity, js_matrix
 from blockspectra.environment import environment
 from blockspectra.problem import Problem, ProblemError
 from blockspectra.slq import block_spectra
-from blockspectra.statistics import Estimate
+from blockspectra.statistics import ValueWithError
 
 
 def diagnose(
@@ -92,7 +92,7 @@ def diagnose(
             f"The Hessian is a mean over {asked['samples']} samples, those of the reference models "
             f"over {needed['samples']}: JS⁰ depends on it (chapter 05)."
         )
-    js0 = Estimate(*measures.loc[JS0, ["value", "standard_error"]])
+    js0 = ValueWithError(*measures.loc[JS0, ["value", "standard_error"]])
     return Diagnosis(
         name or type(problem.model).__name__,
         cost,

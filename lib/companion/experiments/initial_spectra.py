@@ -13,7 +13,7 @@ from blockspectra.cost import Cost, estimate
 from blockspectra.distance import heterogeneity, js0, rms
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import Estimate, combine
+from blockspectra.statistics import ValueWithError, combine
 from companion import setups
 from companion.setups import Setup, setup
 from companion.store import Job, Store
@@ -201,10 +201,10 @@ def sweep_of_samples(
 
 
 def over_seeds(
-    measured: Sequence[Spectra], statistic: Callable[[Spectra], Estimate]
-) -> dict[str, Estimate]:
+    measured: Sequence[Spectra], statistic: Callable[[Spectra], ValueWithError]
+) -> dict[str, ValueWithError]:
     """Average a statistic over the seeds of each model (``meta["title"]``)."""
-    estimates: dict[str, list[Estimate]] = {}
+    estimates: dict[str, list[ValueWithError]] = {}
     for one in measured:
         estimates.setdefault(one.meta["title"], []).append(statistic(one))
     return {title: combine(several) for title, several in estimates.items()}
@@ -235,11 +235,11 @@ def by_measure(measured: Sequence[Spectra]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, "value", "standard_error"])
 
 
-def least_over_largest(table: pd.DataFrame, measure: str) -> Estimate:
+def least_over_largest(table: pd.DataFrame, measure: str) -> ValueWithError:
     """Least of the Transformers over the largest of the CNNs in a table of `by_measure`."""
     part = table[table["measure"] == measure]
     low = part[part["family"] == "Transformer"].nsmallest(1, "value").iloc[0]
     high = part[part["family"] == "CNN"].nlargest(1, "value").iloc[0]
     value = low["value"] / high["value"]
     relative = [one["standard_error"] / one["value"] for one in (low, high)]
-    return Estimate(value, value * float(np.hypot(*relative)))
+    return ValueWithError(value, value * float(np.hypot(*relative)))

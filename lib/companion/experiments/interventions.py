@@ -18,7 +18,7 @@ from blockspectra.distance import rms
 from blockspectra.hessian import parameters_of
 from blockspectra.problem import Problem
 from blockspectra.slq import block_spectra
-from blockspectra.statistics import Estimate, jackknife
+from blockspectra.statistics import ValueWithError, jackknife
 from companion import setups
 from companion.experiments.optimizer_comparison import (
     MEDIUM,
@@ -295,7 +295,7 @@ def closed(table: pd.DataFrame) -> pd.DataFrame:
             return gained[seeds].sum() / (sgd - adamw)[seeds].sum()
 
         error = gained.std(ddof=1) / len(gained) ** 0.5 if len(gained) > 1 else np.nan
-        found: Estimate = jackknife(share, len(gained))
+        found: ValueWithError = jackknife(share, len(gained))
         rows.append([arm, losses.mean(), gained.mean(), error, *found])
     columns = ["arm", "loss", "gained", "standard_error", "share", "share_error"]
     return pd.DataFrame(rows, columns=columns)
