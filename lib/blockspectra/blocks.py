@@ -109,6 +109,11 @@ class Block:
         return f"Block({self.name!r}, {self.size:,} parameters)"
 
 
+def parameters_of(blocks: Iterable[Block]) -> list[nn.Parameter]:
+    """Return the parameters that blocks lie in, each once."""
+    return list(dict.fromkeys(p for block in blocks for p in block.parameters))
+
+
 class Partition(list[Block]):
     """A list of blocks that also names what it leaves out because it is frozen."""
 

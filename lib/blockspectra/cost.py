@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
-from blockspectra.blocks import Block
+from blockspectra.blocks import Block, parameters_of
 from blockspectra.checks import checked
 from blockspectra.gradient_graph import GradientGraph
-from blockspectra.hessian import SCRATCH, parameters_of
+from blockspectra.hessian import SCRATCH
 from blockspectra.lanczos import BASES, Lanczos, basis_name, run_bytes
 from blockspectra.memory import available, in_use, readable
 from blockspectra.problem import Problem

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockspectra.blocks import Block
+from blockspectra.blocks import Block, parameters_of
 from blockspectra.fast_derivatives.mode import FastDerivatives
 from blockspectra.problem import Problem, explained, is_out_of_memory
 
@@ -110,25 +110,21 @@ class GradientGraph:
         """
         pairs = [(self.gradient[p], v) for p, v in zip(parameters, vectors, strict=True)]
         pairs = [(g, v) for g, v in pairs if g is not None and g.requires_grad]
-        lead = vectors[0].shape[:1] if batched else ()
+        how = {"retain_graph": True, "allow_unused": True, "is_grads_batched": batched}
         result = [None] * len(parameters)
         try:
             if pairs:
-                outputs, seeds = zip(*pairs, strict=True)
-                result = torch.autograd.grad(
-                    outputs,
-                    parameters,
-                    seeds,
-                    retain_graph=True,
-                    allow_unused=True,
-                    is_grads_batched=batched,
-                )
+                result = self._pulled(*zip(*pairs, strict=True), parameters, how)
         except (RuntimeError, NotImplementedError, MemoryError) as error:
             raise explained(error) from error
+        lead = vectors[0].shape[:1] if batched else ()
         return [
             p.new_zeros(*lead, *p.shape) if h is None else h
             for h, p in zip(result, parameters, strict=True)
         ]
+
+    def _pulled(self, gradient, vectors, parameters, how) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(gradient, parameters, vectors, **how)
 
     def nbytes(self) -> int:
         """Bytes that the graph keeps alive beside the parameters, each storage once."""
@@ -144,6 +140,16 @@ class GradientGraph:
         for p in self.gradient:
             storages.pop(p.untyped_storage().data_ptr(), None)
         return sum(storages.values())
+
+
+def gradients(problem: Problem, batch: Any, blocks: Sequence[Block]) -> list[Tensor]:
+    """Gradient of one batch's loss in each block, (size,) float64 each; 0 where it is unused."""
+    parameters = parameters_of(blocks)
+    found = torch.autograd.grad(problem.value(batch), parameters, allow_unused=True)
+    known = {
+        p: torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+    }
+    return [block.flatten([known[p] for p in block.parameters]).double() for block in blocks]
 
 
 def graph(tensors: Iterable[Tensor | None]) -> Iterator[torch.autograd.graph.Node]:

@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from blockspectra.blocks import Block, whole
+from blockspectra.blocks import Block, parameters_of, whole
 from blockspectra.checkpoints import Checkpoints
 from blockspectra.checks import checked
 from blockspectra.distributed import Ranks
 from blockspectra.evaluation import check_parameters
-from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales, parameters_of
+from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
 from blockspectra.memory import available, give_back, in_use, readable
 from blockspectra.problem import OutOfMemory, Problem

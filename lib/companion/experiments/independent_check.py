@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from blockspectra.blocks import Block
+from blockspectra.gradient_graph import gradients
 from blockspectra.problem import Problem
 from blockspectra.slq import probe_vector
 from companion.experiments import initial_spectra
@@ -75,8 +76,7 @@ def differences(problem: Problem, block: Block, vector: Tensor) -> Tensor:
         with problem.curvature_mode():
             total = 0
             for batch, weight in zip(problem.batches, problem.weights, strict=True):
-                gradient = torch.autograd.grad(problem.value(batch), block.parameters)
-                total = total + weight * block.flatten(gradient)
+                total = total + weight * gradients(problem, batch, [block])[0]
         sides.append(total)
     with torch.no_grad():
         for p, at in zip(block.parameters, kept, strict=True):

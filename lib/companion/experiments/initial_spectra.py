@@ -1,7 +1,7 @@
 """Blockwise spectra of the paper's models at initialisation (chapters 04 to 06, 08 to 10)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from blockspectra.spectra import Spectra
 from blockspectra.statistics import ValueWithError, combine
 from companion import setups
 from companion.setups import Setup, setup
+from companion.spectrum_similarity import scaled
 from companion.store import Job, Store
 
 ORDER = (
@@ -223,9 +224,7 @@ def by_measure(measured: Sequence[Spectra]) -> pd.DataFrame:
     """
     tables = []
     for one in measured:
-        largest = one.largest[:, None, None]
-        shapes = replace(one, alpha=one.alpha / largest, beta=one.beta / largest)
-        table = heterogeneity(one)
+        shapes, table = scaled(one, 1 / one.largest), heterogeneity(one)
         table.loc["sum, raw, blocks / λ_max"] = (*js0(shapes, measure="sum", axis="raw"), "1")
         about = {"model": one.meta["title"], "family": one.meta["family"]}
         tables.append(table.rename_axis("measure").reset_index().assign(**about))

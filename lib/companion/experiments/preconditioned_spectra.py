@@ -6,7 +6,8 @@ Gradient descent in coordinates scaled by :math:`P^{1/2}` takes steps with the p
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,14 +16,16 @@ from torch import Tensor
 
 from blockspectra.blocks import Block, partition
 from blockspectra.distance import log_spread, rms
-from blockspectra.hessian import BlockHessians, parameters_of
+from blockspectra.gradient_graph import gradients
+from blockspectra.hessian import BlockHessians
 from blockspectra.problem import Problem
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import combine
 from companion import setups
 from companion.experiments.initial_spectra import ORDER
-from companion.setups import setup
+from companion.setups import Setup, setup
+from companion.spectrum_similarity import scaled
 from companion.store import Job, Store
 
 EPSILON = 1e-8  # Adam's
@@ -75,7 +78,7 @@ class PreconditionedSpectra(Job):
             raise ValueError(
                 f"Unknown scaling {self.scaling!r}: choose from {', '.join(SCALINGS)}."
             )
-        made = self._setup(self.seed)
+        made = mini_batches(self, self.samples, self.seed)
         blocks = partition(made.problem.model)
         squares = mean_squares(made.problem, blocks)
         problem = Problem(made.problem.model, made.problem.loss, made.problem.batches[:1])
@@ -92,11 +95,6 @@ class PreconditionedSpectra(Job):
         spectra.meta["mean_squares"] = [float(squares[block.name].mean()) for block in blocks]
         return spectra
 
-    def _setup(self, seed: int) -> setups.Setup:
-        count = self.samples * self.gradients
-        settings = {"samples": count, "batches": self.gradients, "device": self.device}
-        return setup(self.model, self.size, **settings, seed=seed)
-
     def _diagonals(
         self, problem: Problem, blocks: Sequence[Block], squares: dict[str, Tensor]
     ) -> dict[str, Tensor] | None:
@@ -107,7 +105,7 @@ class PreconditionedSpectra(Job):
         if self.scaling == "sign":
             squares = mean_squares(problem, blocks)
         if self.scaling == "foreign":
-            other = self._setup(self.seed + 1000).problem
+            other = mini_batches(self, self.samples, self.seed + 1000).problem
             squares = mean_squares(other, partition(other.model))
         diagonals = {name: square.sqrt() + EPSILON for name, square in squares.items()}
         if self.scaling == "shuffled":
@@ -118,18 +116,20 @@ class PreconditionedSpectra(Job):
         return diagonals
 
 
+def mini_batches(job: Any, samples: int, seed: int) -> Setup:
+    """Make the model of a job, and as many mini-batches as it takes ``gradients`` of."""
+    settings = {"batches": job.gradients, "seed": seed, "device": job.device}
+    return setup(job.model, job.size, samples=samples * job.gradients, **settings)
+
+
 def mean_squares(problem: Problem, blocks: Sequence[Block]) -> dict[str, Tensor]:
     """Mean over a problem's batches of the squared gradient, (size,) float64 by block."""
-    totals: dict[str, Tensor] = {}
-    parameters = parameters_of(blocks)
+    totals = [0] * len(blocks)
     with problem.curvature_mode():  # the same kernels as in the products
         for batch in problem.batches:
-            gradients = torch.autograd.grad(problem.value(batch), parameters)
-            found = dict(zip(parameters, gradients, strict=True))
-            for block in blocks:
-                square = block.flatten([found[p] for p in block.parameters]).double().square()
-                totals[block.name] = totals.get(block.name, 0) + square / len(problem.batches)
-    return totals
+            for i, gradient in enumerate(gradients(problem, batch, blocks)):
+                totals[i] = totals[i] + gradient.square() / len(problem.batches)
+    return {block.name: total for block, total in zip(blocks, totals, strict=True)}
 
 
 def row_norms(problem: Problem, blocks: Sequence[Block], seed: int) -> dict[str, Tensor]:
@@ -167,8 +167,7 @@ def by_block(raw: Spectra, exponent: float = 0.5, order: Sequence[int] | None = 
     numbers = np.array(raw.meta["mean_squares"])
     if order is not None:
         numbers = numbers[list(order)]
-    divisor = (numbers**exponent)[:, None, None]
-    return replace(raw, alpha=raw.alpha / divisor, beta=raw.beta / divisor)
+    return scaled(raw, numbers**-exponent)
 
 
 def jobs(

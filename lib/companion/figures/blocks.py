@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -11,6 +10,7 @@ from matplotlib.figure import Figure
 from blockspectra.plotting.style import COLORBLIND, short
 from blockspectra.spectra import Spectra
 from companion.figures.panels import MODEL, legend, panels, typeset
+from companion.spectrum_similarity import scaled
 
 MARKERS = "oDs"
 WIDTH = 0.04  # of the Gaussian in the paper's view, in units of the largest |λ|
@@ -62,8 +62,7 @@ def paper_densities(measured: Sequence[Spectra], points: int = 401) -> pd.DataFr
     for one in measured:
         for name in four_blocks(one):
             block = one.select([name])
-            largest = np.abs(block.quadrature[0]).max() or 1.0
-            block = replace(block, alpha=block.alpha / largest, beta=block.beta / largest)
+            block = scaled(block, 1 / (np.abs(block.quadrature[0]).max() or 1.0))
             about = {"model": one.meta["title"], "block": short(name), "position": grid}
             parts.append(pd.DataFrame(about | {"density": block.density(grid, WIDTH)[0]}))
     return pd.concat(parts, ignore_index=True)
