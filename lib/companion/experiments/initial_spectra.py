@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,18 +18,10 @@ from blockspectra.statistics import ValueWithError, combine
 from companion import setups
 from companion.setups import Setup, setup
 from companion.spectrum_similarity import scaled
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 
-ORDER = (
-    "vgg",
-    "mixer",
-    "vit",
-    "nano",
-    "gpt",
-    "gpt-bpe",
-    "resnet",
-    "bert",
-)  # cheapest product first
+#: cheapest product first
+ORDER = ("vgg", "mixer", "vit", "nano", "gpt", "gpt-bpe", "resnet", "bert")
 
 
 @dataclass(frozen=True)
@@ -90,30 +83,17 @@ class InitialSpectra(Job):
         return result
 
 
-def jobs(
-    model: str,
-    size: str,
-    samples: int,
-    batches: int,
-    steps: int,
-    probes: int,
-    seeds: int,
-    by: str = "tensor",
-    literal_init: bool = False,
-    blocks: str = "all",
-    device: str = "cpu",
-) -> list[InitialSpectra]:
+def jobs(model: str, size: str, samples: int, seeds: int, **settings: Any) -> list[InitialSpectra]:
     """Declare the spectra of the models named in ``model``, all of seed 0 first.
 
     GPT2 at the paper's size has half as many samples: its windows are twice as long as BERT's.
     """
-    settings = {"literal_init": literal_init, "by": by, "steps": steps, "probes": probes}
-    settings |= {"device": device, "blocks": blocks}
     counts = dict.fromkeys(setups.names(model), samples)
     if size == "paper" and "gpt" in counts:
         counts["gpt"] //= 2
+    settings |= {"size": size}
     return [
-        InitialSpectra(name, size, counts[name], batches, seed, **settings)
+        declare(InitialSpectra, settings, model=name, samples=counts[name], seed=seed)
         for seed in range(seeds)
         for name in setups.names(model)
     ]
@@ -183,19 +163,11 @@ def scales(measured: Sequence[Spectra]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def sweep_of_samples(
-    sweep: str,
-    sweep_samples: list[int],
-    size: str,
-    batches: int,
-    steps: int,
-    by: str,
-    literal_init: bool,
-    device: str,
-) -> list[InitialSpectra]:
+def sweep_of_samples(sweep: str, sweep_samples: list[int], **settings: Any) -> list[InitialSpectra]:
     """Declare spectra of some models at several numbers of samples: seed 0, two probes."""
+    chosen = {"seed": 0, "probes": 2, "blocks": "all"}
     return [
-        InitialSpectra(name, size, count, batches, 0, literal_init, by, steps, 2, device)
+        declare(InitialSpectra, settings, model=name, samples=count, **chosen)
         for name in setups.names(sweep)
         for count in sweep_samples
     ]

@@ -26,7 +26,7 @@ from companion import setups
 from companion.experiments.initial_spectra import ORDER
 from companion.setups import Setup, setup
 from companion.spectrum_similarity import scaled
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 
 EPSILON = 1e-8  # Adam's
 ROW_PROBES = 16  # random signs for the norms of the Hessian's rows
@@ -170,21 +170,10 @@ def by_block(raw: Spectra, exponent: float = 0.5, order: Sequence[int] | None = 
     return scaled(raw, numbers**-exponent)
 
 
-def jobs(
-    model: str,
-    scalings: str,
-    size: str,
-    samples: int,
-    gradients: int,
-    steps: int,
-    probes: int,
-    seeds: int,
-    device: str = "cpu",
-) -> list[PreconditionedSpectra]:
+def jobs(model: str, scalings: str, seeds: int, **settings: Any) -> list[PreconditionedSpectra]:
     """Declare the spectra of several models in several coordinates, all of seed 0 first."""
-    settings = {"steps": steps, "probes": probes, "device": device}
     return [
-        PreconditionedSpectra(name, scaling, size, samples, gradients, seed=seed, **settings)
+        declare(PreconditionedSpectra, settings, model=name, scaling=scaling, seed=seed)
         for seed in range(seeds)
         for scaling in setups.names(scalings)
         for name in setups.names(model)
