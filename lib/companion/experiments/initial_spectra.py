@@ -142,24 +142,14 @@ def variant(one: Spectra) -> str:
 def scales(measured: Sequence[Spectra]) -> pd.DataFrame:
     """Scale of every block of some models.
 
-    Returns
-    -------
-    DataFrame
-        model, number (position of the block), block, largest, rms, trace (|tr H|/size).
+    Columns: model, number (position of the block), block, largest, rms, trace (|tr H|/size).
     """
-    parts = [
-        pd.DataFrame(
-            {
-                "model": one.meta["title"],
-                "number": range(len(one.names)),
-                "block": one.names,
-                "largest": one.largest,
-                "rms": rms(one),
-                "trace": np.abs(np.nanmean(one.moment(1), 1)),
-            }
-        )
-        for one in measured
-    ]
+    parts = []
+    for one in measured:
+        trace = np.abs(np.nanmean(one.moment(1), 1))
+        about = {"model": one.meta["title"], "number": range(len(one.names)), "block": one.names}
+        numbers = {"largest": one.largest, "rms": rms(one), "trace": trace}
+        parts.append(pd.DataFrame(about | numbers))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -187,12 +177,8 @@ def by_measure(measured: Sequence[Spectra]) -> pd.DataFrame:
     """Heterogeneity of some models under every measure, averaged over seeds.
 
     Beside those of `heterogeneity`, the paper's kind of sum with each block's spectrum divided by
-    its largest eigenvalue, which leaves the shapes to be compared.
-
-    Returns
-    -------
-    DataFrame
-        measure, model, family, unit, value, standard_error.
+    its largest eigenvalue, which leaves the shapes to be compared. Columns: measure, model, family,
+    unit, value, standard_error.
     """
     tables = []
     for one in measured:

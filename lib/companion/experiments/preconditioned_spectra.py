@@ -82,15 +82,9 @@ class PreconditionedSpectra(Job):
         blocks = partition(made.problem.model)
         squares = mean_squares(made.problem, blocks)
         problem = Problem(made.problem.model, made.problem.loss, made.problem.batches[:1])
-        spectra = block_spectra(
-            problem,
-            blocks,
-            steps=self.steps,
-            probes=self.probes,
-            seed=self.seed,
-            preconditioner=self._diagonals(problem, blocks, squares),
-            checkpoint=store.unfinished(self),
-        )
+        settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
+        settings["preconditioner"] = self._diagonals(problem, blocks, squares)
+        spectra = block_spectra(problem, blocks, **settings, checkpoint=store.unfinished(self))
         spectra.meta.update(asdict(self), **made.about)
         spectra.meta["mean_squares"] = [float(squares[block.name].mean()) for block in blocks]
         return spectra
@@ -154,15 +148,8 @@ def row_norms(problem: Problem, blocks: Sequence[Block], seed: int) -> dict[str,
 def by_block(raw: Spectra, exponent: float = 0.5, order: Sequence[int] | None = None) -> Spectra:
     """Spectra with one number a block as P: the mean of its v̂ to a power (Adam-mini at 1/2).
 
-    Made from the spectra of the Hessian itself, by division.
-
-    Parameters
-    ----------
-    raw : Spectra
-        Of `PreconditionedSpectra` with the scaling "none".
-    exponent : float
-    order : sequence of int, optional
-        Block i takes the number of block ``order[i]``: a control.
+    Made from the ``raw`` spectra of the Hessian itself (scaling "none"), by division. With an
+    ``order``, block i takes the number of block ``order[i]``: a control.
     """
     numbers = np.array(raw.meta["mean_squares"])
     if order is not None:
@@ -183,11 +170,8 @@ def jobs(model: str, scalings: str, seeds: int, **settings: Any) -> list[Precond
 def spreads(measured: Sequence[Spectra]) -> pd.DataFrame:
     """Spread over blocks in each of the coordinates, those with one number a block among them.
 
-    Returns
-    -------
-    DataFrame
-        model, family, scaling (of `SCALINGS`, "block" or "moved"), of (see `log_spread`), seed,
-        mean, standard_error (over probes); decades.
+    Columns: model, family, seed, scaling (of `SCALINGS`, "block" or "moved"), of (see
+    `log_spread`), mean, standard_error (over probes); decades.
     """
     rows = []
     for one in measured:
@@ -229,10 +213,7 @@ def by_exponent(measured: Sequence[Spectra], exponents: Sequence[float]) -> pd.D
 def block_sizes(measured: Sequence[Spectra]) -> pd.DataFrame:
     """Root mean square eigenvalue of each block beside the geometric mean of its model's, seed 0.
 
-    Returns
-    -------
-    DataFrame
-        model, block, number, and a column a scaling.
+    Columns: model, block, number, and one a scaling.
     """
     parts = {}
     for one in measured:

@@ -53,10 +53,7 @@ def four_blocks(spectra: Spectra) -> list[str]:
 def paper_densities(measured: Sequence[Spectra], points: int = 401) -> pd.DataFrame:
     """Density of four blocks of each model against the eigenvalue over the block's largest one.
 
-    Returns
-    -------
-    DataFrame
-        model, block, position (λ/λ_max), density (mean over probes, Gaussian of `WIDTH`).
+    Columns: model, block, position (λ/λ_max), density (mean over probes, Gaussian of `WIDTH`).
     """
     grid, parts = np.linspace(-1.15, 1.15, points), []
     for one in measured:
