@@ -56,7 +56,7 @@ class GradientGraph:
         self.batch, self.derivatives = batch, derivatives
         try:
             if derivatives == CHEAP:
-                with FastDerivatives(parameters) as mode:
+                with FastDerivatives() as mode:
                     value = problem.value(batch)
                 self.derivatives = CHEAP if mode.replaced else PLAIN
             else:

@@ -111,7 +111,7 @@ class PreconditionedSpectra(Job):
 
 
 def mini_batches(job: Any, samples: int, seed: int) -> Setup:
-    """Make the model of a job, and as many mini-batches as it takes ``gradients`` of."""
+    """Make a job's model at initialisation, with its mini-batches of ``samples`` each."""
     settings = {"batches": job.gradients, "seed": seed, "device": job.device}
     return setup(job.model, job.size, samples=samples * job.gradients, **settings)
 
