@@ -19,31 +19,18 @@ _SAVED = re.compile(r"_saved_|saved_tensors$").match
 class GradientGraph:
     """The gradient of one batch's loss with respect to some parameters, kept as a graph.
 
-    Parameters
-    ----------
-    problem : Problem
-        Not checked here; see `checked`.
-    batch
-        One of the problem's.
-    parameters : sequence of torch.nn.Parameter
-        Those of the blocks that products will be asked for.
-    derivatives : str
-        `CHEAP` replaces functions of PyTorch by those of `fast_derivatives`; all else does not.
+    The ``parameters`` are those of the blocks that products will be asked for; the problem is not
+    checked here, see `checked`. The ``derivatives`` `CHEAP` replace functions of PyTorch by those
+    of `fast_derivatives`; all else does not. Raises `OutOfMemory` if it does not fit.
 
     Attributes
     ----------
-    batch
     loss : Tensor
         That of the batch, detached.
     gradient : dict, parameter → Tensor or None
         None where the loss does not depend on it.
     derivatives : str
         `CHEAP`, or `PLAIN` and, after a colon, why the cheap ones were not taken.
-
-    Raises
-    ------
-    OutOfMemory
-        If it does not fit.
     """
 
     def __init__(
@@ -74,19 +61,10 @@ class GradientGraph:
         self.gradient = dict(zip(parameters, gradient, strict=True))
 
     def product(self, block: Block, vector: Tensor) -> Tensor:
-        """Hessian block times a vector, or times several at once by vmap.
+        """Hessian block times a vector, (size,), or several at once by vmap, (vector, size).
 
-        Parameters
-        ----------
-        block : Block
-            With parameters that were given at the start.
-        vector : Tensor, (size,) or (vector, size)
-            Any float dtype; rounded to the parameters' for the product.
-
-        Returns
-        -------
-        Tensor, shaped like ``vector``
-            In the parameters' dtype.
+        The block's parameters were given at the start. A vector of any float dtype is rounded to
+        theirs, which the product has.
         """
         return block.flatten(
             self.second_derivative(block.parameters, block.expand(vector), vector.ndim > 1)
@@ -97,16 +75,9 @@ class GradientGraph:
     ) -> list[Tensor]:
         """``∂(Σ gradient·vector)/∂p`` for some parameters, zero where nothing depends on it.
 
-        Parameters
-        ----------
-        parameters, vectors : sequence of Tensor
-            Shaped alike, but for one more dimension in front of vectors if ``batched``: one
-            derivative for each of them then, by vmap.
-
-        Raises
-        ------
-        ProblemError
-            If a function on the way has no second derivative, or memory runs out.
+        Vectors are shaped like the parameters, but for one more dimension in front if ``batched``:
+        one derivative for each of them then, by vmap. Raises a `ProblemError` if a function on the
+        way has no second derivative, or memory runs out.
         """
         pairs = [(self.gradient[p], v) for p, v in zip(parameters, vectors, strict=True)]
         pairs = [(g, v) for g, v in pairs if g is not None and g.requires_grad]
