@@ -109,10 +109,9 @@ class Block:
         return f"Block({self.name!r}, {self.size:,} parameters)"
 
 
-class Partition(list[Block]):
-    """A list of blocks that also names what it leaves out because it is frozen."""
-
-    frozen: tuple[str, ...] = ()
+def parameters_of(blocks: Iterable[Block]) -> list[nn.Parameter]:
+    """Return the parameters that blocks lie in, each once."""
+    return list(dict.fromkeys(p for block in blocks for p in block.parameters))
 
 
 def partition(
@@ -122,14 +121,14 @@ def partition(
     vectors: bool = False,
     only: str | Iterable[str] | None = None,
     fused: Mapping[str, str] | None = None,
-) -> Partition:
+) -> list[Block]:
     """Cut the trainable weights of a model into blocks.
 
     Parameters
     ----------
     model : torch.nn.Module
         Any model. Weights tied between modules are one block; frozen ones are left out, with a
-        warning, and listed in ``.frozen`` of the result. Those without entries are none.
+        warning. Those without entries are none.
     by : {"tensor", "layer", "head", "neuron"}
         ``tensor``: a weight matrix, convolution kernel or embedding a block, with the Q, K and V of
         a fused attention matrix apart (the paper's default partition; its code measures GPT2 that
@@ -150,8 +149,8 @@ def partition(
 
     Returns
     -------
-    Partition
-        A ``list`` of `Block`, in the order of the model's modules.
+    list of Block
+        In the order of the model's modules.
 
     Raises
     ------
@@ -163,7 +162,7 @@ def partition(
     if by not in PARTITIONS:
         raise ValueError(f"Unknown partition {by!r}: choose one of {', '.join(PARTITIONS)}.")
     names, owners = _parameters(model)
-    frozen = tuple(_label(names[p]) for p in names if not p.requires_grad)
+    frozen = [_label(names[p]) for p in names if not p.requires_grad]
     if frozen:
         shown = ", ".join(frozen[:5]) + (" …" if len(frozen) > 5 else "")
         warnings.warn(f"Left out because frozen: {shown} ({len(frozen)} in all).", stacklevel=2)
@@ -191,9 +190,7 @@ def partition(
     blocks += [Block(name, tuple(pieces)) for name, pieces in layers.items()]
     if not blocks:
         raise ValueError("The model has no trainable weight: set requires_grad on what to measure.")
-    result = Partition(blocks if only is None else _select(blocks, only))
-    result.frozen = frozen
-    return result
+    return blocks if only is None else _select(blocks, only)
 
 
 def whole(model: nn.Module) -> Block:
@@ -242,9 +239,9 @@ def _is_weight(parameter: Tensor, name: str) -> bool:
 
 def _parts(label: str, parameter, modules, given: Mapping[str, str]) -> str | None:
     """Parts that one weight fuses, empty if none; None if it looks fused in an unknown order."""
-    names, last = label.split("="), label.split("=")[0].rpartition(".")[2]
+    last = label.split("=")[0].rpartition(".")[2]
     for pattern, parts in given.items():
-        if any(fnmatch.fnmatchcase(name, pattern) for name in names):
+        if _fits(label, pattern):
             return parts
     for module in modules:
         told = getattr(module, "fused", None)
@@ -307,17 +304,16 @@ def _select(blocks: list[Block], only: str | Iterable[str]) -> list[Block]:
     """Keep the blocks that fit a name or pattern; a pattern that fits none is an error."""
     chosen = set()
     for pattern in [only] if isinstance(only, str) else only:
-        fits = [
-            i
-            for i, b in enumerate(blocks)
-            if any(
-                n == pattern or fnmatch.fnmatchcase(n, pattern)
-                for n in (b.name, *b.name.split("="))
-            )
-        ]
+        fits = [i for i, block in enumerate(blocks) if _fits(block.name, pattern)]
         if not fits:
             names = [b.name for b in blocks]
             near = difflib.get_close_matches(pattern, names, 3, 0.4) or names[:3]
             raise ValueError(f"No block is named {pattern!r}: did you mean {', '.join(near)}?")
         chosen.update(fits)
     return [blocks[i] for i in sorted(chosen)]
+
+
+def _fits(label: str, pattern: str) -> bool:
+    """Say whether a pattern fits the whole name of a block, or one of its tied names."""
+    names = (label, *label.split("="))
+    return pattern in names or any(fnmatch.fnmatchcase(name, pattern) for name in names)

@@ -7,10 +7,10 @@ from functools import partial
 
 import torch
 
-from blockspectra.blocks import Block
+from blockspectra.blocks import Block, parameters_of
 from blockspectra.checks import checked
 from blockspectra.gradient_graph import GradientGraph
-from blockspectra.hessian import SCRATCH, parameters_of
+from blockspectra.hessian import SCRATCH
 from blockspectra.lanczos import BASES, Lanczos, basis_name, run_bytes
 from blockspectra.memory import available, in_use, readable
 from blockspectra.problem import Problem
@@ -80,9 +80,9 @@ def estimate(
             finally:
                 torch.set_num_threads(threads)
         for block in blocks:
-            if (kind := tuple(map(id, block.parameters))) not in product:
+            if (kind := tuple(block.parameters)) not in product:
                 given = block, torch.randn(block.size, device=device)
-                product[kind] = _seconds(lambda p=graph.product, g=given: p(*g), device)
+                product[kind] = _seconds(partial(graph.product, *given), device)
         nbytes = graph.nbytes()
         kept = nbytes * (batches + SCRATCH) + need <= room
         how = graph.derivatives
@@ -94,7 +94,7 @@ def estimate(
     for block in blocks:
         m = min(steps, block.size)
         rows = RECURRENCE + (m / 2 if dtype is not None else 0)
-        one = batches * product[tuple(map(id, block.parameters))]
+        one = batches * product[tuple(block.parameters)]
         seconds += probes * m * (one + rows * block.size * per_number)
     total = sum(min(steps, block.size) for block in blocks) * probes
     if not kept:  # all runs side by side share a graph that is made again for each batch

@@ -15,7 +15,7 @@ import numpy as np
 
 from blockspectra.quadrature import bin_mass
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import Estimate, jackknife
+from blockspectra.statistics import ValueWithError, jackknife
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -150,7 +150,7 @@ def js_matrix(spectra: Spectra, *, measure: str = "js", **grid) -> pd.DataFrame:
     return pd.DataFrame(matrix, index=spectra.names, columns=spectra.names)
 
 
-def js0(spectra: Spectra, *, measure: str = "js", **grid) -> Estimate:
+def js0(spectra: Spectra, *, measure: str = "js", **grid) -> ValueWithError:
     """Mean distance over all pairs of different blocks, with its standard error over probes.
 
     The mean is over unordered pairs; the standard error is the jackknife's over probes (each left
@@ -195,7 +195,7 @@ SCALES = {  # of a block
 }
 
 
-def log_spread(spectra: Spectra, of: str = "largest") -> Estimate:
+def log_spread(spectra: Spectra, of: str = "largest") -> ValueWithError:
     """Return the standard deviation over blocks of a logarithm, in decades.
 
     ``of`` "largest" is that of λ_max, "trace" of the |trace|, "rms" of the root mean square
@@ -238,7 +238,7 @@ def heterogeneity(spectra: Spectra) -> pd.DataFrame:
     try:
         without = js0(spectra, zeros=False)
     except ValueError:  # a block that holds nothing but zeros
-        without = Estimate(float("nan"), float("nan"))
+        without = ValueWithError(float("nan"), float("nan"))
     rows["js, signed-log, no zeros"] = (*without, "nats")
     for of, name in zip(SCALES, ("λ_max", "trace", "RMS"), strict=True):
         rows[f"std log10 {name}"] = (*log_spread(spectra, of), "decades")
@@ -246,7 +246,7 @@ def heterogeneity(spectra: Spectra) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("measure")
 
 
-def _mean_over_pairs(binned: BinnedDensity, measures: Sequence[str]) -> dict[str, Estimate]:
+def _mean_over_pairs(binned: BinnedDensity, measures: Sequence[str]) -> dict[str, ValueWithError]:
     """Mean over unordered pairs of different blocks under several measures, one grid for all."""
     pairs = np.triu_indices(len(binned.mass), 1)
 

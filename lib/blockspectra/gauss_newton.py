@@ -57,24 +57,10 @@ class GaussNewtonGraph(GradientGraph):
         self.loss = self.loss.detach()
         self.gradient = dict(zip(parameters, pulled, strict=True))
 
-    def second_derivative(
-        self, parameters: Sequence[Tensor], vectors: Sequence[Tensor], batched: bool = False
-    ) -> list[Tensor]:
-        """Gauss–Newton matrix times a vector that is zero outside of some parameters, there."""
-        lead = vectors[0].shape[:1] if batched else ()
-        pairs = [(self.gradient[p], v) for p, v in zip(parameters, vectors, strict=True)]
-        pairs = [(g, v) for g, v in pairs if g is not None]
-        result = [None] * len(parameters)
-        how = {"retain_graph": True, "is_grads_batched": batched}
-        try:
-            if pairs and self.slope.requires_grad:
-                pulled, given = zip(*pairs, strict=True)
-                (moved,) = grad(pulled, self.seed, given, **how)
-                (curved,) = grad(self.slope, self.cut, moved, **how)
-                result = grad(self.outputs, parameters, curved, allow_unused=True, **how)
-        except (RuntimeError, NotImplementedError, MemoryError) as error:
-            raise explained(error) from error
-        return [
-            p.new_zeros(*lead, *p.shape) if h is None else h
-            for h, p in zip(result, parameters, strict=True)
-        ]
+    def _pulled(self, pulled, vectors, parameters, how) -> Sequence[Tensor | None]:
+        if not self.slope.requires_grad:  # a loss that is linear in the outputs
+            return [None] * len(parameters)
+        inner = how | {"allow_unused": False}
+        (moved,) = grad(pulled, self.seed, vectors, **inner)
+        (curved,) = grad(self.slope, self.cut, moved, **inner)
+        return grad(self.outputs, parameters, curved, **how)

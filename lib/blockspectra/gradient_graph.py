@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockspectra.blocks import Block
+from blockspectra.blocks import Block, parameters_of
 from blockspectra.fast_derivatives.mode import FastDerivatives
 from blockspectra.problem import Problem, explained, is_out_of_memory
 
@@ -19,31 +19,18 @@ _SAVED = re.compile(r"_saved_|saved_tensors$").match
 class GradientGraph:
     """The gradient of one batch's loss with respect to some parameters, kept as a graph.
 
-    Parameters
-    ----------
-    problem : Problem
-        Not checked here; see `checked`.
-    batch
-        One of the problem's.
-    parameters : sequence of torch.nn.Parameter
-        Those of the blocks that products will be asked for.
-    derivatives : str
-        `CHEAP` replaces functions of PyTorch by those of `fast_derivatives`; all else does not.
+    The ``parameters`` are those of the blocks that products will be asked for; the problem is not
+    checked here, see `checked`. The ``derivatives`` `CHEAP` replace functions of PyTorch by those
+    of `fast_derivatives`; all else does not. Raises `OutOfMemory` if it does not fit.
 
     Attributes
     ----------
-    batch
     loss : Tensor
         That of the batch, detached.
     gradient : dict, parameter → Tensor or None
         None where the loss does not depend on it.
     derivatives : str
         `CHEAP`, or `PLAIN` and, after a colon, why the cheap ones were not taken.
-
-    Raises
-    ------
-    OutOfMemory
-        If it does not fit.
     """
 
     def __init__(
@@ -56,7 +43,7 @@ class GradientGraph:
         self.batch, self.derivatives = batch, derivatives
         try:
             if derivatives == CHEAP:
-                with FastDerivatives(parameters) as mode:
+                with FastDerivatives() as mode:
                     value = problem.value(batch)
                 self.derivatives = CHEAP if mode.replaced else PLAIN
             else:
@@ -74,19 +61,10 @@ class GradientGraph:
         self.gradient = dict(zip(parameters, gradient, strict=True))
 
     def product(self, block: Block, vector: Tensor) -> Tensor:
-        """Hessian block times a vector, or times several at once by vmap.
+        """Hessian block times a vector, (size,), or several at once by vmap, (vector, size).
 
-        Parameters
-        ----------
-        block : Block
-            With parameters that were given at the start.
-        vector : Tensor, (size,) or (vector, size)
-            Any float dtype; rounded to the parameters' for the product.
-
-        Returns
-        -------
-        Tensor, shaped like ``vector``
-            In the parameters' dtype.
+        The block's parameters were given at the start. A vector of any float dtype is rounded to
+        theirs, which the product has.
         """
         return block.flatten(
             self.second_derivative(block.parameters, block.expand(vector), vector.ndim > 1)
@@ -97,38 +75,27 @@ class GradientGraph:
     ) -> list[Tensor]:
         """``∂(Σ gradient·vector)/∂p`` for some parameters, zero where nothing depends on it.
 
-        Parameters
-        ----------
-        parameters, vectors : sequence of Tensor
-            Shaped alike, but for one more dimension in front of vectors if ``batched``: one
-            derivative for each of them then, by vmap.
-
-        Raises
-        ------
-        ProblemError
-            If a function on the way has no second derivative, or memory runs out.
+        Vectors are shaped like the parameters, but for one more dimension in front if ``batched``:
+        one derivative for each of them then, by vmap. Raises a `ProblemError` if a function on the
+        way has no second derivative, or memory runs out.
         """
         pairs = [(self.gradient[p], v) for p, v in zip(parameters, vectors, strict=True)]
         pairs = [(g, v) for g, v in pairs if g is not None and g.requires_grad]
-        lead = vectors[0].shape[:1] if batched else ()
+        how = {"retain_graph": True, "allow_unused": True, "is_grads_batched": batched}
         result = [None] * len(parameters)
         try:
             if pairs:
-                outputs, seeds = zip(*pairs, strict=True)
-                result = torch.autograd.grad(
-                    outputs,
-                    parameters,
-                    seeds,
-                    retain_graph=True,
-                    allow_unused=True,
-                    is_grads_batched=batched,
-                )
+                result = self._pulled(*zip(*pairs, strict=True), parameters, how)
         except (RuntimeError, NotImplementedError, MemoryError) as error:
             raise explained(error) from error
+        lead = vectors[0].shape[:1] if batched else ()
         return [
             p.new_zeros(*lead, *p.shape) if h is None else h
             for h, p in zip(result, parameters, strict=True)
         ]
+
+    def _pulled(self, gradient, vectors, parameters, how) -> Sequence[Tensor | None]:
+        return torch.autograd.grad(gradient, parameters, vectors, **how)
 
     def nbytes(self) -> int:
         """Bytes that the graph keeps alive beside the parameters, each storage once."""
@@ -144,6 +111,16 @@ class GradientGraph:
         for p in self.gradient:
             storages.pop(p.untyped_storage().data_ptr(), None)
         return sum(storages.values())
+
+
+def gradients(problem: Problem, batch: Any, blocks: Sequence[Block]) -> list[Tensor]:
+    """Gradient of one batch's loss in each block, (size,) float64 each; 0 where it is unused."""
+    parameters = parameters_of(blocks)
+    found = torch.autograd.grad(problem.value(batch), parameters, allow_unused=True)
+    known = {
+        p: torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)
+    }
+    return [block.flatten([known[p] for p in block.parameters]).double() for block in blocks]
 
 
 def graph(tensors: Iterable[Tensor | None]) -> Iterator[torch.autograd.graph.Node]:

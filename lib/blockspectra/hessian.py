@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockspectra.blocks import Block, whole
+from blockspectra.blocks import Block, parameters_of, whole
 from blockspectra.checks import checked, not_finite
 from blockspectra.distributed import Ranks
 from blockspectra.gauss_newton import GaussNewtonGraph
@@ -176,11 +176,6 @@ def coordinate_scales(
             )
         scales[block.name] = diagonal.detach().double().rsqrt().to(block.parameters[0].device)
     return scales
-
-
-def parameters_of(blocks: Iterable[Block]) -> list[torch.nn.Parameter]:
-    """Return the parameters that blocks lie in, each once."""
-    return list(dict.fromkeys(p for block in blocks for p in block.parameters))
 
 
 def hessian_product(problem: Problem, vector: Tensor) -> Tensor:

@@ -63,12 +63,19 @@ def gauss_quadrature(
     nodes and weights are 0. Nodes ascend, the weights of one run sum to 1. Steps after a breakdown
     repeat the largest node with weight 0, so a minimum or maximum over nodes stays right.
     """
-    nodes, weights = np.zeros_like(alpha), np.zeros_like(alpha)
-    for i in np.argwhere(taken):
-        i, m = tuple(i), int(taken[tuple(i)])
-        run = ritz(alpha[i][:m], beta[i][:m])
-        nodes[i], weights[i][:m] = run.nodes[-1], run.weights
-        nodes[i][:m] = run.nodes
+    found = {}
+    for i in map(tuple, np.argwhere(taken)):
+        run = ritz(alpha[i][: taken[i]], beta[i][: taken[i]])
+        found[i] = run.nodes, run.weights
+    return _padded(found, alpha.shape)
+
+
+def _padded(found: dict, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights by place, gathered into arrays; the last node repeats with weight 0."""
+    nodes, weights = np.zeros((2, *shape))
+    for i, (values, shares) in found.items():
+        nodes[i] = values[-1]
+        nodes[i][: len(values)], weights[i][: len(values)] = values, shares
     return nodes, weights
 
 
@@ -132,14 +139,12 @@ def deflated_quadrature(
     Coefficients, (block, probe, step), of blocks with ``sizes`` parameters. Only for runs that were
     re-orthogonalised: without, ghost copies would count as eigenvalues.
     """
-    nodes, weights = np.zeros_like(alpha), np.zeros_like(alpha)
+    found = {}
     for i, size in enumerate(sizes):
         each = deflate(alpha[i], beta[i], taken[i], size)
         for k, probe in zip(np.flatnonzero(taken[i]), each, strict=True):
-            m = taken[i, k]
-            nodes[i, k], weights[i, k, :m] = probe.run.nodes[-1], probe.weights
-            nodes[i, k, :m] = probe.run.nodes
-    return nodes, weights
+            found[i, k] = probe.run.nodes, probe.weights
+    return _padded(found, alpha.shape)
 
 
 def _isolated(run: Ritz, scale: float) -> np.ndarray:

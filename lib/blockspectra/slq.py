@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from blockspectra.blocks import Block, whole
+from blockspectra.blocks import Block, parameters_of, whole
 from blockspectra.checkpoints import Checkpoints
 from blockspectra.checks import checked
 from blockspectra.distributed import Ranks
 from blockspectra.evaluation import check_parameters
-from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales, parameters_of
+from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
 from blockspectra.memory import available, give_back, in_use, readable
 from blockspectra.problem import OutOfMemory, Problem
@@ -200,12 +200,14 @@ def block_spectra(
             results = {key: run for found in team.gather(results) for key, run in found.items()}
 
     graphs = "kept graphs" if hessians.kept else "a graph made again each step"
-    meta = {"steps": steps, "probes": probes, "seed": seed}
-    meta |= {} if tolerance is None else {"tolerance": tolerance}
     how = f"double backward on {graphs}, {at_once} at a time; {hessians.derivatives}"
-    meta |= {"products": how, "basis": basis}
-    meta |= {} if matrix == "hessian" else {"matrix": matrix}
-    meta |= {"preconditioned": True} if scales else {}
+    meta = {"steps": steps, "probes": probes, "seed": seed, "products": how, "basis": basis}
+    if tolerance is not None:
+        meta["tolerance"] = tolerance
+    if matrix != "hessian":
+        meta["matrix"] = matrix
+    if scales:
+        meta["preconditioned"] = True
     return _spectra(blocks, results, tolerance, meta)
 
 
@@ -331,10 +333,7 @@ def _finished_runs(
                 running[batch].absorb(products.pop(0))
                 bar.update(len(batch.probes))
                 if running[batch].done or settings.should_stop(batch, running[batch]):
-                    yield (
-                        batch,
-                        running.pop(batch).result(),
-                    )  # its basis is freed
+                    yield batch, running.pop(batch).result()  # its basis is freed
 
 
 def _spectra(

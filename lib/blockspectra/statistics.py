@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WORDS = {True: "holds", False: "fails", None: "undecided"}
 
 
-class Estimate(NamedTuple):
+class ValueWithError(NamedTuple):
     """A number and its standard error over probes (nan with a single probe)."""
 
     mean: float
@@ -39,7 +39,7 @@ def with_error(value: float, error: float) -> str:
 
 def jackknife(
     statistic: Callable[[Sequence[int]], float], probes: int, fewest: int | None = None
-) -> Estimate:
+) -> ValueWithError:
     """Value of a statistic of all probes and its leave-one-out standard error.
 
     ``statistic`` takes the probes to keep, out of ``range(probes)``. Where blocks have different
@@ -50,18 +50,18 @@ def jackknife(
     """
     value = statistic(range(probes))
     if min(probes, fewest or probes) < 2:
-        return Estimate(value, float("nan"))
+        return ValueWithError(value, float("nan"))
     left = np.array([statistic([k for k in range(probes) if k != out]) for out in range(probes)])
     variance = (probes - 1) / probes * ((left - left.mean()) ** 2).sum()
-    return Estimate(value, float(variance**0.5))
+    return ValueWithError(value, float(variance**0.5))
 
 
-def combine(estimates: Sequence[Estimate]) -> Estimate:
+def combine(estimates: Sequence[ValueWithError]) -> ValueWithError:
     """Mean of independent estimates; its error joins theirs with the spread between them."""
     values, errors = np.array(estimates).T
     spread = values.std(ddof=1) if len(values) > 1 else 0.0
     error = np.hypot(spread, np.sqrt((errors**2).mean())) / len(values) ** 0.5
-    return Estimate(float(values.mean()), float(error))
+    return ValueWithError(float(values.mean()), float(error))
 
 
 def bootstrap(
@@ -71,7 +71,7 @@ def bootstrap(
     group: str,
     draws: int = 400,
     seed: int = 0,
-) -> Estimate:
+) -> ValueWithError:
     """Value of a statistic of a table, and its standard error over groups of rows.
 
     Groups, by the column ``group``, are drawn with replacement, each with all of its
@@ -84,14 +84,14 @@ def bootstrap(
     rows = list(table.groupby(group, sort=False).indices.values())
     value = float(statistic(table))
     if len(rows) < 2:
-        return Estimate(value, float("nan"))
+        return ValueWithError(value, float("nan"))
     with np.errstate(invalid="ignore"):  # no error then, see above
         found = resample(
             (np.arange(len(rows)),),
             lambda groups: statistic(table.iloc[np.concatenate([rows[i] for i in groups])]),
             **{"n_resamples": draws, "vectorized": False, "method": "percentile", "rng": seed},
         )
-    return Estimate(value, float(found.standard_error))
+    return ValueWithError(value, float(found.standard_error))
 
 
 class RankCorrelation(NamedTuple):
@@ -105,7 +105,7 @@ class RankCorrelation(NamedTuple):
 
 
 def rank_correlation(
-    x: Sequence[Estimate], y: Sequence[Estimate], *, draws: int = 4000, seed: int = 0
+    x: Sequence[ValueWithError], y: Sequence[ValueWithError], *, draws: int = 4000, seed: int = 0
 ) -> RankCorrelation:
     """Spearman's rank correlation of estimates, with bootstrap errors; one a model, 3 or more.
 

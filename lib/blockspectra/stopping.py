@@ -76,8 +76,6 @@ def probes_needed(
     alpha: np.ndarray, beta: np.ndarray, taken: np.ndarray, size: int, tolerance: float
 ) -> int:
     """Probes with which `probes_error` would be about ``tolerance``; its other arguments."""
-    if not tolerance > 0:
-        raise ValueError(f"A tolerance must be above 0, not {tolerance}.")
     each = probes_error(alpha, beta, taken, size) ** 2 * np.count_nonzero(taken)
     return max(1, math.ceil(each / tolerance**2))
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from blockspectra.statistics import Estimate
+from blockspectra.statistics import ValueWithError
 
 #: (optimizer, rates, seeds) → one row a run and step with at least optimizer, rate, seed and score:
 #: what the search makes small, repeated in every row of a run, ``inf`` where it has diverged
@@ -156,11 +156,11 @@ def grids_table(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def gap(table: pd.DataFrame) -> Estimate:
+def gap(table: pd.DataFrame) -> ValueWithError:
     """Mean of `gap_per_seed`, and its standard error over the fresh seeds (nan with one)."""
     each = gap_per_seed(table).to_numpy()
     error = each.std(ddof=1) / len(each) ** 0.5 if len(each) > 1 else np.nan
-    return Estimate(float(each.mean()), float(error))
+    return ValueWithError(float(each.mean()), float(error))
 
 
 def gap_per_seed(table: pd.DataFrame) -> pd.Series:

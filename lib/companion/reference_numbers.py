@@ -14,7 +14,7 @@ from blockspectra.diagnosis.references import GAP, SETTINGS, TABLE
 from blockspectra.distance import heterogeneity
 from blockspectra.files import write_text
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import Estimate, combine
+from blockspectra.statistics import ValueWithError, combine
 from companion.rate_search import gap
 from companion.report import manifest
 from companion.setups import ARCHITECTURES, REDUCED
@@ -38,7 +38,10 @@ def collect(results: Path) -> pd.DataFrame:
         settings = {key: measured[0].meta[key] for key in ("steps", "probes", "samples")}
         about = {"model": architecture.title, "family": architecture.family}
         numbers = {
-            measure: (combine([Estimate(*x) for x in part.to_numpy()[:, :2]]), part["unit"].iloc[0])
+            measure: (
+                combine([ValueWithError(*x) for x in part.to_numpy()[:, :2]]),
+                part["unit"].iloc[0],
+            )
             for measure, part in found.groupby("measure", sort=False)
         }
         numbers[GAP] = gap(pd.read_csv(runs[name])), "of AdamW's progress"

@@ -17,7 +17,7 @@ import pandas as pd
 
 from blockspectra.distance import binned_density, pairwise
 from blockspectra.spectra import Spectra, concat
-from blockspectra.statistics import Estimate, combine
+from blockspectra.statistics import ValueWithError, combine
 
 RANK = 10  # the paper's
 FLOOR = 0.1  # c of the signed-log axis, in units of λ₁₀: see `View`
@@ -174,11 +174,11 @@ def contrast(measured: Sequence[Spectra], view: View) -> pd.DataFrame:
             left[out] = _contrast([one.select(probes=kept) for one in group], view)
         errors.append(np.sqrt((probes - 1) * left.var(0)))  # the jackknife's
     both = list(zip(values, errors, strict=True))
-    rows = [
-        [stage, quantity, *combine([Estimate(value[i, j], error[i, j]) for value, error in both])]
-        for i, stage in enumerate(stages)
-        for j, quantity in enumerate(QUANTITIES)
-    ]
+    rows = []
+    for i, stage in enumerate(stages):
+        for j, quantity in enumerate(QUANTITIES):
+            seeds = [ValueWithError(value[i, j], error[i, j]) for value, error in both]
+            rows.append([stage, quantity, *combine(seeds)])
     return pd.DataFrame(rows, columns=["stage", "quantity", "mean", "standard_error"])
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from blockspectra.diagnosis.advice import BEHIND, advise, hit_rate, hits_needed, threshold
 from blockspectra.diagnosis.references import GAP, JS0, references
-from blockspectra.statistics import Estimate
+from blockspectra.statistics import ValueWithError
 
 
 def table(js0, gaps, *, js0_error=1e-4, gap_error=0.005):
@@ -31,9 +31,9 @@ class TestAdvice:
     @pytest.mark.parametrize(
         ("js0", "word"),
         [
-            (Estimate(0.001, 0.0001), "SGD will do"),
-            (Estimate(0.2, 0.01), "use Adam"),
-            (Estimate(0.01, 0.005), "cannot tell"),
+            (ValueWithError(0.001, 0.0001), "SGD will do"),
+            (ValueWithError(0.2, 0.01), "use Adam"),
+            (ValueWithError(0.01, 0.005), "cannot tell"),
         ],
     )
     def test_speaks_where_the_references_are_clear_and_js0_is_too(self, js0, word):
@@ -45,35 +45,35 @@ class TestAdvice:
 
     @pytest.mark.parametrize("js0", [0.0001, 0.01, 0.2])
     def test_is_silent_where_the_order_is_the_reverse_of_the_papers(self, js0):
-        advice = advise(Estimate(js0, 0.0), REVERSED)
+        advice = advise(ValueWithError(js0, 0.0), REVERSED)
         assert advice.word == "cannot tell"
         assert advice.hits < advice.needed
         assert "The evidence is weak" in advice.reasons[0]
 
     def test_is_silent_where_one_of_six_does_not_fit(self):
         odd = table(JS, [0.0, 0.01, 0.3, 0.3, 0.0, 0.4])
-        assert advise(Estimate(0.2, 0.0), odd).word == "cannot tell"
+        assert advise(ValueWithError(0.2, 0.0), odd).word == "cannot tell"
 
     def test_is_silent_where_the_gaps_are_within_their_errors(self):
         noisy = table(JS, [0.0, 0.01, 0.0, 0.3, 0.2, 0.4], gap_error=0.2)
-        advice = advise(Estimate(0.2, 0.0), noisy)
+        advice = advise(ValueWithError(0.2, 0.0), noisy)
         assert advice.hits == 6
         assert advice.word == "cannot tell"
 
     def test_is_silent_with_three_models_even_if_all_fit(self):
         few = table([0.001, 0.002, 0.1], [0.0, 0.0, 0.3])
-        advice = advise(Estimate(0.2, 0.0), few)
+        advice = advise(ValueWithError(0.2, 0.0), few)
         assert advice.word == "cannot tell"
         assert advice.needed == 4
         assert "so few models cannot beat guessing" in advice.evidence[-1]
 
     def test_an_obstacle_makes_it_silent_and_is_told(self):
-        advice = advise(Estimate(0.2, 0.0), CLEAR, ["Measured otherwise."])
+        advice = advise(ValueWithError(0.2, 0.0), CLEAR, ["Measured otherwise."])
         assert advice.word == "cannot tell"
         assert advice.reasons == ("Measured otherwise.",)
 
     def test_on_the_projects_own_models_the_numbers_it_tells_are_theirs(self):
-        advice = advise(Estimate(0.01, 0.001), references())
+        advice = advise(ValueWithError(0.01, 0.001), references())
         rows = references().pivot_table(index="model", columns="measure", values="value")
         assert advice.models == len(rows)
         behind = rows[GAP] > BEHIND
@@ -109,7 +109,7 @@ class TestThreshold:
 
 class TestHitRate:
     def exact(self, values):
-        return [Estimate(v, 0.0) for v in values]
+        return [ValueWithError(v, 0.0) for v in values]
 
     def test_a_model_left_out_has_no_say_in_its_own_answer(self):
         # two models that contradict each other: each is judged by the other alone, and wrongly
@@ -117,13 +117,13 @@ class TestHitRate:
         assert (hits, noise) == (0, 0.0)
 
     def test_noise_is_the_spread_of_the_rate_when_numbers_are_drawn_again(self):
-        gaps = [Estimate(v, 0.1) for v in (0.0, 0.01, 0.0, 0.3, 0.2, 0.4)]
+        gaps = [ValueWithError(v, 0.1) for v in (0.0, 0.01, 0.0, 0.3, 0.2, 0.4)]
         hits, noise = hit_rate(self.exact(JS), gaps)
         assert hits == 6
         assert 0.02 < noise < 0.5
 
     def test_errors_that_are_not_known_count_as_none(self):
-        gaps = [Estimate(v, float("nan")) for v in (0.0, 0.01, 0.0, 0.3, 0.2, 0.4)]
+        gaps = [ValueWithError(v, float("nan")) for v in (0.0, 0.01, 0.0, 0.3, 0.2, 0.4)]
         assert hit_rate(self.exact(JS), gaps) == (6, 0.0)
 
 

@@ -324,11 +324,10 @@ def test_frozen_parameters_are_left_out_warned_of_and_named():
     with pytest.warns(UserWarning, match=r"frozen: a, a\.bias \(2 in all\)"):
         blocks = partition(model, only="b*")
     assert [b.name for b in blocks] == ["b"]
-    assert blocks.frozen == ("a", "a.bias")
     assert whole(model).size == 6
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert partition(GPT).frozen == ()
+        partition(GPT)
 
 
 def test_vectors_adds_biases_norms_and_class_token_as_whole_blocks():

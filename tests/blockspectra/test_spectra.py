@@ -168,26 +168,6 @@ def test_a_block_has_the_same_bits_alone_in_another_order_and_with_more_probes(n
     assert not np.array_equal(more.alpha[:, 2], more.alpha[:, 0])
 
 
-def coefficients_agree(left, right, tolerance):
-    scale = np.abs(right.alpha).max((1, 2), keepdims=True)
-    assert (np.abs(left.alpha - right.alpha) <= tolerance * scale).all()
-    assert (np.abs(left.beta - right.beta) <= tolerance * scale).all()
-
-
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("how", ["repeated", "halved", "unequal"])
-def test_the_spectrum_is_that_of_the_mean_over_samples_however_batched(name, how):
-    problem = problem_of(name)
-    (batch,) = problem.batches
-    sizes = {"repeated": None, "halved": [2, 2], "unequal": [1, 3]}[how]
-    parts = list(zip(*(x.split(sizes) for x in batch), strict=True)) if sizes else [batch] * 2
-    other = Problem(problem.model, problem.loss, parts)
-    blocks = blocks_of(name)
-    settings = {"steps": 3, "probes": 1}
-    found, expected = (block_spectra(p, blocks, **settings) for p in (other, problem))
-    coefficients_agree(found, expected, 1e-10)
-
-
 def test_another_seed_or_name_draws_other_probes():
     first = probe_vector(0, "a", 0, 5)
     for other in (

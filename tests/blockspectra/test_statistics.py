@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from blockspectra.statistics import (
-    Estimate,
+    ValueWithError,
     bootstrap,
     critical_value,
     rank_correlation,
@@ -67,7 +67,7 @@ def test_a_single_group_and_a_statistic_that_is_not_finite_have_no_error():
 
 
 def exactly(values):
-    return [Estimate(v, 0.0) for v in values]
+    return [ValueWithError(v, 0.0) for v in values]
 
 
 @given(st.lists(st.integers(0, 5), min_size=3, max_size=8), st.integers(0, 100))
@@ -88,13 +88,13 @@ def test_exact_numbers_have_no_noise_but_six_models_are_few():
 
 
 def test_errors_beyond_the_differences_drown_the_order():
-    loud = [Estimate(v, 100.0) for v in range(6)]
+    loud = [ValueWithError(v, 100.0) for v in range(6)]
     assert rank_correlation(loud, exactly(range(6))).noise == pytest.approx(0.447, abs=0.03)
     # 1/√(n − 1): the deviation of ρ without any relation
 
 
 def test_an_unknown_error_counts_as_none():
-    unknown = [Estimate(v, float("nan")) for v in range(6)]
+    unknown = [ValueWithError(v, float("nan")) for v in range(6)]
     assert rank_correlation(unknown, unknown).noise == pytest.approx(0, abs=1e-9)
 
 

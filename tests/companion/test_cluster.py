@@ -19,6 +19,7 @@ import yaml
 
 from companion.jobs import declared
 from companion.parameters import at_preset
+from processes import run
 
 ROOT = Path(__file__).parents[2]
 CHAPTER = "04_block_spectra"
@@ -54,18 +55,6 @@ subprocess.Popen(
 )
 print(f"job.batch/{path.name}")
 """
-
-
-def run(*arguments, cwd, **variables):
-    """Run a module of this Python; returns the finished process."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
 
 
 def without_figures(path):

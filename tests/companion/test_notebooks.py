@@ -6,11 +6,8 @@ nobody explains, presets that name what is not there, traces of the machine it w
 
 import ast
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import nbformat
@@ -23,23 +20,12 @@ from blockspectra.files import digest
 from companion.claims import Criterion, Finding
 from companion.report import claims_text, keep
 from companion.store import PRESETS
+from processes import run
 
 ROOT = Path(__file__).parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 every_notebook = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 BLOCK_SPECTRA = ROOT / "notebooks" / "04_block_spectra.ipynb"
-
-
-def run(*arguments, cwd, **variables):
-    """Run a module of this Python as a user would; returns the finished process."""
-    return subprocess.run(
-        [sys.executable, "-m", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-    )
 
 
 def cells(path, tag=None, kind="code"):

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from blockspectra import block_spectra, js0
-from blockspectra.statistics import Estimate
+from blockspectra.statistics import ValueWithError
 from companion.datasets import DataError, shakespeare, sources, transfer
 from companion.experiments.initial_spectra import InitialSpectra
 from companion.experiments.optimizer_comparison import TrainingRun
@@ -272,6 +272,6 @@ class TestCheckpoint:
 def test_error_of_a_ratio_is_that_of_many_draws():
     rng = np.random.default_rng(0)
     draws = rng.normal(0.2, 0.01, 100_000) / rng.normal(0.5, 0.02, 100_000)
-    value, error = ratio(Estimate(0.2, 0.01), Estimate(0.5, 0.02))
+    value, error = ratio(ValueWithError(0.2, 0.01), ValueWithError(0.5, 0.02))
     assert value == pytest.approx(0.4)
     assert error == pytest.approx(draws.std(), rel=0.05)

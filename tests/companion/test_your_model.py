@@ -4,12 +4,11 @@ Also a run of one's own that is written over the preset's.
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from processes import run
 
 CHAPTER = Path(__file__).parents[2] / "notebooks" / "12_your_model.ipynb"
 MODULE = """
@@ -35,14 +34,11 @@ def folder(tmp_path):
 
 def papermill(folder, target):
     """Run the chapter from a folder outside the repository."""
-    command = [sys.executable, "-m", "papermill", str(CHAPTER), "out.ipynb", "--no-progress-bar"]
-    return subprocess.run(
-        [*command, "-p", "target", target, "-p", "preset", "smoke", "-p", "probes", "2"],
+    settings = ("-p", "target", target, "-p", "preset", "smoke", "-p", "probes", "2")
+    return run(
+        *("papermill", CHAPTER, "out.ipynb", "--no-progress-bar", *settings),
         cwd=folder,
-        env=os.environ | {"BLOCKSPECTRA_RESULTS": str(folder / "store")},
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
+        BLOCKSPECTRA_RESULTS=str(folder / "store"),
     )
 
 

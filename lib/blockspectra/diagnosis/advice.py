@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from blockspectra.diagnosis.references import Point, points
-from blockspectra.statistics import Criterion, Estimate, rank_correlation
+from blockspectra.statistics import Criterion, ValueWithError, rank_correlation
 
 SGD, ADAM, SILENT = "SGD will do", "use Adam", "cannot tell"
 #: chapter 06's: SGD lacks at most, or at least, this share of AdamW's progress
@@ -39,7 +39,7 @@ class Advice:
     threshold: float  #: JS⁰, in nats, above which the rule says that SGD falls behind
 
 
-def advise(js0: Estimate, table: pd.DataFrame, obstacles: Sequence[str] = ()) -> Advice:
+def advise(js0: ValueWithError, table: pd.DataFrame, obstacles: Sequence[str] = ()) -> Advice:
     """Say what JS⁰ of a model, in nats on the signed-log axis, says about SGD and Adam.
 
     It speaks only if the rule predicts reference models left out (``table``, of `references`, three
@@ -103,7 +103,11 @@ def threshold(values: Sequence[float], behind: Sequence[bool]) -> float:
 
 
 def hit_rate(
-    values: Sequence[Estimate], gaps: Sequence[Estimate], *, draws: int = 1000, seed: int = 0
+    values: Sequence[ValueWithError],
+    gaps: Sequence[ValueWithError],
+    *,
+    draws: int = 1000,
+    seed: int = 0,
 ) -> tuple[int, float]:
     """Count the models that the rule gets right when its threshold comes from all others.
 

@@ -4,11 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
-import torch
 
 from blockspectra.blocks import Block
 from blockspectra.distance import zero_share
-from blockspectra.hessian import parameters_of
+from blockspectra.gradient_graph import gradients
 from blockspectra.problem import Problem
 from blockspectra.spectra import Spectra
 
@@ -71,16 +70,12 @@ def robust_z(values: Sequence[float]) -> np.ndarray:
 
 def gradient_norms(problem: Problem, blocks: Sequence[Block]) -> np.ndarray:
     """Norm of the gradient of the mean loss over all batches in each block, (block,)."""
-    parameters = parameters_of(blocks)
-    total = {p: torch.zeros_like(p, dtype=torch.float64) for p in parameters}
+    totals = [0] * len(blocks)
     with problem.curvature_mode():
         for batch, weight in zip(problem.batches, problem.weights, strict=True):
-            gradient = torch.autograd.grad(problem.value(batch), parameters, allow_unused=True)
-            for parameter, part in zip(parameters, gradient, strict=True):
-                if part is not None:
-                    total[parameter] += weight * part.double()
-    flat = (block.flatten([total[p] for p in block.parameters]) for block in blocks)
-    return np.array([one.norm().item() for one in flat])
+            for i, gradient in enumerate(gradients(problem, batch, blocks)):
+                totals[i] = totals[i] + weight * gradient
+    return np.array([total.norm().item() for total in totals])
 
 
 def _why(row, zero: bool) -> str:

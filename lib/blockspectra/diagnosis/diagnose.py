@@ -1,11 +1,8 @@
 """`diagnose`: from a problem to its blockwise spectra, what they say, and what they cannot say."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-from torch.utils._pytree import tree_leaves
 
 from blockspectra.blocks import Block, partition
 from blockspectra.cost import estimate
@@ -16,9 +13,9 @@ from blockspectra.diagnosis.page import Diagnosis
 from blockspectra.diagnosis.references import JS0, placed, references, settings
 from blockspectra.distance import heterogeneity, js_matrix
 from blockspectra.environment import environment
-from blockspectra.problem import Problem, ProblemError
+from blockspectra.problem import Problem, ProblemError, batch_size
 from blockspectra.slq import block_spectra
-from blockspectra.statistics import Estimate
+from blockspectra.statistics import ValueWithError
 
 
 def diagnose(
@@ -92,7 +89,7 @@ def diagnose(
             f"The Hessian is a mean over {asked['samples']} samples, those of the reference models "
             f"over {needed['samples']}: JS⁰ depends on it (chapter 05)."
         )
-    js0 = Estimate(*measures.loc[JS0, ["value", "standard_error"]])
+    js0 = ValueWithError(*measures.loc[JS0, ["value", "standard_error"]])
     return Diagnosis(
         name or type(problem.model).__name__,
         cost,
@@ -114,16 +111,11 @@ def _about(problem: Problem) -> dict:
     return {
         "parameters": sum(p.numel() for p in parameters),
         "trainable": sum(p.numel() for p in parameters if p.requires_grad),
-        "samples": sum(map(_samples, problem.batches)),
+        "samples": sum(map(batch_size, problem.batches)),
         "batches": len(problem.batches),
         "dtype": str(parameters[0].dtype).removeprefix("torch."),
         "device": str(parameters[0].device),
     }
-
-
-def _samples(batch) -> int:
-    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
-    return next(x.shape[0] for x in leaves if isinstance(x, torch.Tensor) and x.ndim > 0)
 
 
 def _differences(asked: dict, needed: dict, as_usual: bool) -> list[str]:

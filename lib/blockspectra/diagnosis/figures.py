@@ -14,7 +14,7 @@ from blockspectra.diagnosis.references import points, references, settings
 from blockspectra.plotting.spectra import relative_density, spectrum_raster
 from blockspectra.plotting.style import COLUMN, FAMILY, PAGE, short, use_style
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import Estimate
+from blockspectra.statistics import ValueWithError
 
 NAMED = 60  # blocks whose names fit beside a heat-map
 
@@ -29,7 +29,7 @@ class Drawing(NamedTuple):
 
 
 def drawings(
-    model: str, spectra: Spectra, divergences: pd.DataFrame, js0: Estimate
+    model: str, spectra: Spectra, divergences: pd.DataFrame, js0: ValueWithError
 ) -> list[Drawing]:
     """Draw a diagnosis, in the companion's style; ``divergences`` of `js_matrix`, JS⁰ in nats."""
     use_style()
@@ -115,7 +115,7 @@ def gap_against(table: pd.DataFrame, xlabel: str, on_par: float, clearly_worse: 
     return figure
 
 
-def among_references(table: pd.DataFrame, model: str, js0: Estimate) -> Figure:
+def among_references(table: pd.DataFrame, model: str, js0: ValueWithError) -> Figure:
     """`gap_against` of `reference_points`, and where a model of unknown gap lies."""
     figure = gap_against(table, "JS⁰ (nats)", ON_PAR, CLEARLY_WORSE)
     (ax,) = figure.axes

@@ -19,7 +19,7 @@ from blockspectra.diagnosis.block_table import FEWEST, OUTLYING
 from blockspectra.diagnosis.references import JS0
 from blockspectra.files import write_text
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import Estimate
+from blockspectra.statistics import ValueWithError
 
 DPI = 130
 BLOCK_COLUMNS = {
@@ -50,9 +50,9 @@ class Diagnosis:
     environment: dict  #: what it was computed with
 
     @property
-    def js0(self) -> Estimate:
+    def js0(self) -> ValueWithError:
         """JS⁰ in nats on the signed-log axis, with its standard error over probes."""
-        return Estimate(*self.heterogeneity.loc[JS0, ["value", "standard_error"]])
+        return ValueWithError(*self.heterogeneity.loc[JS0, ["value", "standard_error"]])
 
     def drawings(self) -> list:
         """Draw spectra, divergences, and the model among the reference models: `Drawing` each."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from blockspectra.statistics import Estimate
+from blockspectra.statistics import ValueWithError
 
 TABLE = Path(__file__).parent / "references.csv"
 GAP = "gap"  # of `companion.rate_search.gap`; all other measures are those of `heterogeneity`
@@ -34,8 +34,8 @@ class Point(NamedTuple):
 
     model: str
     family: str
-    js0: Estimate
-    gap: Estimate
+    js0: ValueWithError
+    gap: ValueWithError
 
 
 def points(table: pd.DataFrame) -> list[Point]:
@@ -44,7 +44,9 @@ def points(table: pd.DataFrame) -> list[Point]:
     for (model, family), part in table.groupby(["model", "family"], sort=False):
         rows = part.set_index("measure")[["value", "standard_error"]]
         if {JS0, GAP} <= set(rows.index):
-            found.append(Point(model, family, Estimate(*rows.loc[JS0]), Estimate(*rows.loc[GAP])))
+            found.append(
+                Point(model, family, ValueWithError(*rows.loc[JS0]), ValueWithError(*rows.loc[GAP]))
+            )
     return found
 
 

@@ -1,11 +1,10 @@
 """The context in which functions of PyTorch are replaced by those of `rows` and `attention`."""
 
 import math
-from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from blockspectra.fast_derivatives.attention import Attention
@@ -15,31 +14,20 @@ from blockspectra.fast_derivatives.rows import CrossEntropy, Gelu, Normalize
 class FastDerivatives(TorchFunctionMode):
     """Inside this context these functions can be differentiated cheaply again.
 
-    Not more than twice, and not by forward-mode AD or ``torch.func``: they raise then. Parameters
-    that are not among those ``wanted`` (default: all) are constants to these functions.
-    ``replaced`` says whether any function was.
+    Not more than twice, and not by forward-mode AD or ``torch.func``: they raise then. ``replaced``
+    says whether any function was.
     """
 
-    def __init__(self, wanted: Iterable[nn.Parameter] | None = None):
-        super().__init__()
-        self.wanted = None if wanted is None else {id(p) for p in wanted}
-        self.replaced = False
+    replaced = False
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         """See `torch.overrides.TorchFunctionMode`."""
-        kwargs, result = kwargs or {}, None
-        if func in OURS:
-            named = {name: self._constant(value) for name, value in kwargs.items()}
-            result = OURS[func](*map(self._constant, args), **named)
+        kwargs = kwargs or {}
+        result = OURS[func](*args, **kwargs) if func in OURS else None
         if result is None:
             return func(*args, **kwargs)
         self.replaced = True
         return result
-
-    def _constant(self, given):
-        """Cut a parameter off that is not wanted."""
-        known = not isinstance(given, nn.Parameter) or self.wanted is None
-        return given if known or id(given) in self.wanted else given.detach()
 
 
 def _fits(x: Tensor) -> bool:

@@ -6,7 +6,7 @@ of these two.
 """
 
 from dataclasses import dataclass
-from functools import wraps
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from blockspectra.blocks import Block
+from blockspectra.gradient_graph import gradients
 from blockspectra.problem import Problem
 from blockspectra.slq import probe_vector
 from companion.experiments import initial_spectra
 from companion.experiments.initial_spectra import InitialSpectra
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 
 # Of the difference, as a share of the block's norm: so small that no ReLU of millions changes sign
 # on the way, where the gradient jumps, and large enough for rounding in float64.
@@ -75,8 +76,7 @@ def differences(problem: Problem, block: Block, vector: Tensor) -> Tensor:
         with problem.curvature_mode():
             total = 0
             for batch, weight in zip(problem.batches, problem.weights, strict=True):
-                gradient = torch.autograd.grad(problem.value(batch), block.parameters)
-                total = total + weight * block.flatten(gradient)
+                total = total + weight * gradients(problem, batch, [block])[0]
         sides.append(total)
     with torch.no_grad():
         for p, at in zip(block.parameters, kept, strict=True):
@@ -84,10 +84,9 @@ def differences(problem: Problem, block: Block, vector: Tensor) -> Tensor:
     return (sides[0] - sides[1]) / (2 * step)
 
 
-@wraps(initial_spectra.jobs)  # it is called with the same parameters of a chapter
-def jobs(*args, **settings) -> list[IndependentCheck]:
+def jobs(**settings: Any) -> list[IndependentCheck]:
     """Declare a check of each of the spectra at the paper's sizes."""
-    spectra = initial_spectra.jobs(*args, **settings)
+    spectra = declare(initial_spectra.jobs, settings)
     return [IndependentCheck(one) for one in spectra if one.size == "paper"]
 
 

@@ -1,7 +1,8 @@
 """Blockwise spectra of the paper's models at initialisation (chapters 04 to 06, 08 to 10)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,21 +14,14 @@ from blockspectra.cost import Cost, estimate
 from blockspectra.distance import heterogeneity, js0, rms
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import Estimate, combine
+from blockspectra.statistics import ValueWithError, combine
 from companion import setups
 from companion.setups import Setup, setup
-from companion.store import Job, Store
+from companion.spectrum_similarity import scaled
+from companion.store import Job, Store, declare
 
-ORDER = (
-    "vgg",
-    "mixer",
-    "vit",
-    "nano",
-    "gpt",
-    "gpt-bpe",
-    "resnet",
-    "bert",
-)  # cheapest product first
+#: cheapest product first
+ORDER = ("vgg", "mixer", "vit", "nano", "gpt", "gpt-bpe", "resnet", "bert")
 
 
 @dataclass(frozen=True)
@@ -89,30 +83,17 @@ class InitialSpectra(Job):
         return result
 
 
-def jobs(
-    model: str,
-    size: str,
-    samples: int,
-    batches: int,
-    steps: int,
-    probes: int,
-    seeds: int,
-    by: str = "tensor",
-    literal_init: bool = False,
-    blocks: str = "all",
-    device: str = "cpu",
-) -> list[InitialSpectra]:
+def jobs(model: str, size: str, samples: int, seeds: int, **settings: Any) -> list[InitialSpectra]:
     """Declare the spectra of the models named in ``model``, all of seed 0 first.
 
     GPT2 at the paper's size has half as many samples: its windows are twice as long as BERT's.
     """
-    settings = {"literal_init": literal_init, "by": by, "steps": steps, "probes": probes}
-    settings |= {"device": device, "blocks": blocks}
     counts = dict.fromkeys(setups.names(model), samples)
     if size == "paper" and "gpt" in counts:
         counts["gpt"] //= 2
+    settings |= {"size": size}
     return [
-        InitialSpectra(name, size, counts[name], batches, seed, **settings)
+        declare(InitialSpectra, settings, model=name, samples=counts[name], seed=seed)
         for seed in range(seeds)
         for name in setups.names(model)
     ]
@@ -161,50 +142,32 @@ def variant(one: Spectra) -> str:
 def scales(measured: Sequence[Spectra]) -> pd.DataFrame:
     """Scale of every block of some models.
 
-    Returns
-    -------
-    DataFrame
-        model, number (position of the block), block, largest, rms, trace (|tr H|/size).
+    Columns: model, number (position of the block), block, largest, rms, trace (|tr H|/size).
     """
-    parts = [
-        pd.DataFrame(
-            {
-                "model": one.meta["title"],
-                "number": range(len(one.names)),
-                "block": one.names,
-                "largest": one.largest,
-                "rms": rms(one),
-                "trace": np.abs(np.nanmean(one.moment(1), 1)),
-            }
-        )
-        for one in measured
-    ]
+    parts = []
+    for one in measured:
+        trace = np.abs(np.nanmean(one.moment(1), 1))
+        about = {"model": one.meta["title"], "number": range(len(one.names)), "block": one.names}
+        numbers = {"largest": one.largest, "rms": rms(one), "trace": trace}
+        parts.append(pd.DataFrame(about | numbers))
     return pd.concat(parts, ignore_index=True)
 
 
-def sweep_of_samples(
-    sweep: str,
-    sweep_samples: list[int],
-    size: str,
-    batches: int,
-    steps: int,
-    by: str,
-    literal_init: bool,
-    device: str,
-) -> list[InitialSpectra]:
+def sweep_of_samples(sweep: str, sweep_samples: list[int], **settings: Any) -> list[InitialSpectra]:
     """Declare spectra of some models at several numbers of samples: seed 0, two probes."""
+    chosen = {"seed": 0, "probes": 2, "blocks": "all"}
     return [
-        InitialSpectra(name, size, count, batches, 0, literal_init, by, steps, 2, device)
+        declare(InitialSpectra, settings, model=name, samples=count, **chosen)
         for name in setups.names(sweep)
         for count in sweep_samples
     ]
 
 
 def over_seeds(
-    measured: Sequence[Spectra], statistic: Callable[[Spectra], Estimate]
-) -> dict[str, Estimate]:
+    measured: Sequence[Spectra], statistic: Callable[[Spectra], ValueWithError]
+) -> dict[str, ValueWithError]:
     """Average a statistic over the seeds of each model (``meta["title"]``)."""
-    estimates: dict[str, list[Estimate]] = {}
+    estimates: dict[str, list[ValueWithError]] = {}
     for one in measured:
         estimates.setdefault(one.meta["title"], []).append(statistic(one))
     return {title: combine(several) for title, several in estimates.items()}
@@ -214,18 +177,12 @@ def by_measure(measured: Sequence[Spectra]) -> pd.DataFrame:
     """Heterogeneity of some models under every measure, averaged over seeds.
 
     Beside those of `heterogeneity`, the paper's kind of sum with each block's spectrum divided by
-    its largest eigenvalue, which leaves the shapes to be compared.
-
-    Returns
-    -------
-    DataFrame
-        measure, model, family, unit, value, standard_error.
+    its largest eigenvalue, which leaves the shapes to be compared. Columns: measure, model, family,
+    unit, value, standard_error.
     """
     tables = []
     for one in measured:
-        largest = one.largest[:, None, None]
-        shapes = replace(one, alpha=one.alpha / largest, beta=one.beta / largest)
-        table = heterogeneity(one)
+        shapes, table = scaled(one, 1 / one.largest), heterogeneity(one)
         table.loc["sum, raw, blocks / λ_max"] = (*js0(shapes, measure="sum", axis="raw"), "1")
         about = {"model": one.meta["title"], "family": one.meta["family"]}
         tables.append(table.rename_axis("measure").reset_index().assign(**about))
@@ -235,11 +192,11 @@ def by_measure(measured: Sequence[Spectra]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*keys, "value", "standard_error"])
 
 
-def least_over_largest(table: pd.DataFrame, measure: str) -> Estimate:
+def least_over_largest(table: pd.DataFrame, measure: str) -> ValueWithError:
     """Least of the Transformers over the largest of the CNNs in a table of `by_measure`."""
     part = table[table["measure"] == measure]
     low = part[part["family"] == "Transformer"].nsmallest(1, "value").iloc[0]
     high = part[part["family"] == "CNN"].nlargest(1, "value").iloc[0]
     value = low["value"] / high["value"]
     relative = [one["standard_error"] / one["value"] for one in (low, high)]
-    return Estimate(value, value * float(np.hypot(*relative)))
+    return ValueWithError(value, value * float(np.hypot(*relative)))

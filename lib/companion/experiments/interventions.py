@@ -13,12 +13,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from blockspectra.blocks import Block, partition
+from blockspectra.blocks import Block, parameters_of, partition
 from blockspectra.distance import rms
-from blockspectra.hessian import parameters_of
 from blockspectra.problem import Problem
 from blockspectra.slq import block_spectra
-from blockspectra.statistics import Estimate, jackknife
+from blockspectra.statistics import ValueWithError, jackknife
 from companion import setups
 from companion.experiments.optimizer_comparison import (
     MEDIUM,
@@ -27,8 +26,8 @@ from companion.experiments.optimizer_comparison import (
     available,
     compare,
 )
-from companion.experiments.preconditioned_spectra import mean_squares
-from companion.setups import Setup, setup
+from companion.experiments.preconditioned_spectra import mean_squares, mini_batches
+from companion.setups import Setup
 from companion.store import Job, Store
 from companion.training import OPTIMIZERS, Optimizer
 
@@ -83,9 +82,7 @@ class BlockScales(Job):
 
     def problem(self) -> Problem:
         """Make the model and its mini-batches."""
-        count = self.batch * self.gradients
-        settings = {"samples": count, "batches": self.gradients, "device": self.device}
-        return setup(self.model, self.size, **settings, seed=self.seed).problem
+        return mini_batches(self, self.batch, self.seed).problem
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return one row a block: block, entries, square, largest, rms.
@@ -295,7 +292,7 @@ def closed(table: pd.DataFrame) -> pd.DataFrame:
             return gained[seeds].sum() / (sgd - adamw)[seeds].sum()
 
         error = gained.std(ddof=1) / len(gained) ** 0.5 if len(gained) > 1 else np.nan
-        found: Estimate = jackknife(share, len(gained))
+        found: ValueWithError = jackknife(share, len(gained))
         rows.append([arm, losses.mean(), gained.mean(), error, *found])
     columns = ["arm", "loss", "gained", "standard_error", "share", "share_error"]
     return pd.DataFrame(rows, columns=columns)

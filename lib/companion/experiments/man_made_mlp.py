@@ -14,7 +14,7 @@ from blockspectra.blocks import partition
 from blockspectra.problem import Problem, cross_entropy
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import Estimate
+from blockspectra.statistics import ValueWithError
 from companion import datasets
 from companion.datasets.images import FASHION, MNIST
 from companion.datasets.sources import digest_of
@@ -206,7 +206,7 @@ def accuracy(model: torch.nn.Module, data: datasets.Data, device: str = "cpu") -
     return float((guesses == data.targets.to(device)).double().mean())
 
 
-def accuracy_lost(table: pd.DataFrame, optimizer: str, c: float) -> Estimate:
+def accuracy_lost(table: pd.DataFrame, optimizer: str, c: float) -> ValueWithError:
     """Test accuracy lost between c = 1 and c, in points, with its standard error over seeds.
 
     Only the fresh seeds of `ManMadeComparison` for 1 and for c count, each against itself: its
@@ -215,4 +215,4 @@ def accuracy_lost(table: pd.DataFrame, optimizer: str, c: float) -> Estimate:
     best = table[(table["part"] == "best") & (table["optimizer"] == optimizer)]
     by_seed = 100 * best.pivot_table("accuracy", "seed", "c")
     drop = by_seed[1.0] - by_seed[c]
-    return Estimate(float(drop.mean()), float(drop.sem()))
+    return ValueWithError(float(drop.mean()), float(drop.sem()))

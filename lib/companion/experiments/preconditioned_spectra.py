@@ -6,7 +6,8 @@ Gradient descent in coordinates scaled by :math:`P^{1/2}` takes steps with the p
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,15 +16,17 @@ from torch import Tensor
 
 from blockspectra.blocks import Block, partition
 from blockspectra.distance import log_spread, rms
-from blockspectra.hessian import BlockHessians, parameters_of
+from blockspectra.gradient_graph import gradients
+from blockspectra.hessian import BlockHessians
 from blockspectra.problem import Problem
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import combine
 from companion import setups
 from companion.experiments.initial_spectra import ORDER
-from companion.setups import setup
-from companion.store import Job, Store
+from companion.setups import Setup, setup
+from companion.spectrum_similarity import scaled
+from companion.store import Job, Store, declare
 
 EPSILON = 1e-8  # Adam's
 ROW_PROBES = 16  # random signs for the norms of the Hessian's rows
@@ -75,27 +78,16 @@ class PreconditionedSpectra(Job):
             raise ValueError(
                 f"Unknown scaling {self.scaling!r}: choose from {', '.join(SCALINGS)}."
             )
-        made = self._setup(self.seed)
+        made = mini_batches(self, self.samples, self.seed)
         blocks = partition(made.problem.model)
         squares = mean_squares(made.problem, blocks)
         problem = Problem(made.problem.model, made.problem.loss, made.problem.batches[:1])
-        spectra = block_spectra(
-            problem,
-            blocks,
-            steps=self.steps,
-            probes=self.probes,
-            seed=self.seed,
-            preconditioner=self._diagonals(problem, blocks, squares),
-            checkpoint=store.unfinished(self),
-        )
+        settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
+        settings["preconditioner"] = self._diagonals(problem, blocks, squares)
+        spectra = block_spectra(problem, blocks, **settings, checkpoint=store.unfinished(self))
         spectra.meta.update(asdict(self), **made.about)
         spectra.meta["mean_squares"] = [float(squares[block.name].mean()) for block in blocks]
         return spectra
-
-    def _setup(self, seed: int) -> setups.Setup:
-        count = self.samples * self.gradients
-        settings = {"samples": count, "batches": self.gradients, "device": self.device}
-        return setup(self.model, self.size, **settings, seed=seed)
 
     def _diagonals(
         self, problem: Problem, blocks: Sequence[Block], squares: dict[str, Tensor]
@@ -107,7 +99,7 @@ class PreconditionedSpectra(Job):
         if self.scaling == "sign":
             squares = mean_squares(problem, blocks)
         if self.scaling == "foreign":
-            other = self._setup(self.seed + 1000).problem
+            other = mini_batches(self, self.samples, self.seed + 1000).problem
             squares = mean_squares(other, partition(other.model))
         diagonals = {name: square.sqrt() + EPSILON for name, square in squares.items()}
         if self.scaling == "shuffled":
@@ -118,18 +110,20 @@ class PreconditionedSpectra(Job):
         return diagonals
 
 
+def mini_batches(job: Any, samples: int, seed: int) -> Setup:
+    """Make a job's model at initialisation, with its mini-batches of ``samples`` each."""
+    settings = {"batches": job.gradients, "seed": seed, "device": job.device}
+    return setup(job.model, job.size, samples=samples * job.gradients, **settings)
+
+
 def mean_squares(problem: Problem, blocks: Sequence[Block]) -> dict[str, Tensor]:
     """Mean over a problem's batches of the squared gradient, (size,) float64 by block."""
-    totals: dict[str, Tensor] = {}
-    parameters = parameters_of(blocks)
+    totals = [0] * len(blocks)
     with problem.curvature_mode():  # the same kernels as in the products
         for batch in problem.batches:
-            gradients = torch.autograd.grad(problem.value(batch), parameters)
-            found = dict(zip(parameters, gradients, strict=True))
-            for block in blocks:
-                square = block.flatten([found[p] for p in block.parameters]).double().square()
-                totals[block.name] = totals.get(block.name, 0) + square / len(problem.batches)
-    return totals
+            for i, gradient in enumerate(gradients(problem, batch, blocks)):
+                totals[i] = totals[i] + gradient.square() / len(problem.batches)
+    return {block.name: total for block, total in zip(blocks, totals, strict=True)}
 
 
 def row_norms(problem: Problem, blocks: Sequence[Block], seed: int) -> dict[str, Tensor]:
@@ -154,38 +148,19 @@ def row_norms(problem: Problem, blocks: Sequence[Block], seed: int) -> dict[str,
 def by_block(raw: Spectra, exponent: float = 0.5, order: Sequence[int] | None = None) -> Spectra:
     """Spectra with one number a block as P: the mean of its v̂ to a power (Adam-mini at 1/2).
 
-    Made from the spectra of the Hessian itself, by division.
-
-    Parameters
-    ----------
-    raw : Spectra
-        Of `PreconditionedSpectra` with the scaling "none".
-    exponent : float
-    order : sequence of int, optional
-        Block i takes the number of block ``order[i]``: a control.
+    Made from the ``raw`` spectra of the Hessian itself (scaling "none"), by division. With an
+    ``order``, block i takes the number of block ``order[i]``: a control.
     """
     numbers = np.array(raw.meta["mean_squares"])
     if order is not None:
         numbers = numbers[list(order)]
-    divisor = (numbers**exponent)[:, None, None]
-    return replace(raw, alpha=raw.alpha / divisor, beta=raw.beta / divisor)
+    return scaled(raw, numbers**-exponent)
 
 
-def jobs(
-    model: str,
-    scalings: str,
-    size: str,
-    samples: int,
-    gradients: int,
-    steps: int,
-    probes: int,
-    seeds: int,
-    device: str = "cpu",
-) -> list[PreconditionedSpectra]:
+def jobs(model: str, scalings: str, seeds: int, **settings: Any) -> list[PreconditionedSpectra]:
     """Declare the spectra of several models in several coordinates, all of seed 0 first."""
-    settings = {"steps": steps, "probes": probes, "device": device}
     return [
-        PreconditionedSpectra(name, scaling, size, samples, gradients, seed=seed, **settings)
+        declare(PreconditionedSpectra, settings, model=name, scaling=scaling, seed=seed)
         for seed in range(seeds)
         for scaling in setups.names(scalings)
         for name in setups.names(model)
@@ -195,11 +170,8 @@ def jobs(
 def spreads(measured: Sequence[Spectra]) -> pd.DataFrame:
     """Spread over blocks in each of the coordinates, those with one number a block among them.
 
-    Returns
-    -------
-    DataFrame
-        model, family, scaling (of `SCALINGS`, "block" or "moved"), of (see `log_spread`), seed,
-        mean, standard_error (over probes); decades.
+    Columns: model, family, seed, scaling (of `SCALINGS`, "block" or "moved"), of (see
+    `log_spread`), mean, standard_error (over probes); decades.
     """
     rows = []
     for one in measured:
@@ -241,10 +213,7 @@ def by_exponent(measured: Sequence[Spectra], exponents: Sequence[float]) -> pd.D
 def block_sizes(measured: Sequence[Spectra]) -> pd.DataFrame:
     """Root mean square eigenvalue of each block beside the geometric mean of its model's, seed 0.
 
-    Returns
-    -------
-    DataFrame
-        model, block, number, and a column a scaling.
+    Columns: model, block, number, and one a scaling.
     """
     parts = {}
     for one in measured:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import Estimate
+from blockspectra.statistics import ValueWithError
 from companion.experiments.initial_spectra import InitialSpectra
 from companion.experiments.optimizer_comparison import OptimizerComparison, compare, trained
 from companion.pretrained.gpt2 import Checkpoint
@@ -207,8 +207,8 @@ def tunings(
     return wanted
 
 
-def ratio(top: Estimate, bottom: Estimate) -> Estimate:
+def ratio(top: ValueWithError, bottom: ValueWithError) -> ValueWithError:
     """Quotient of two independent estimates; its error is of first order in theirs."""
     value = top.mean / bottom.mean
     relative = np.hypot(top.standard_error / top.mean, bottom.standard_error / bottom.mean)
-    return Estimate(value, abs(value) * relative)
+    return ValueWithError(value, abs(value) * relative)

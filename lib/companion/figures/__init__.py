@@ -6,13 +6,8 @@ palette, the same for a family of models in every figure.
 # ruff: noqa: F401
 
 from blockspectra.diagnosis.figures import gap_against
-from blockspectra.plotting.spectra import (
-    blockwise_spectra,
-    relative_density,
-    spectrum_comparison,
-    spectrum_raster,
-)
-from blockspectra.plotting.style import lines, use_style
+from blockspectra.plotting.spectra import relative_density, spectrum_raster
+from blockspectra.plotting.style import use_style
 from companion.figures.benchmarks import cost_growth, cost_ratios, peak_memory
 from companion.figures.blocks import numbers_by_block, paper_densities, paper_view
 from companion.figures.distances import distance_maps, heterogeneity_by_measure
@@ -29,6 +24,7 @@ from companion.figures.man_made import (
     accuracy_against_spread,
 )
 from companion.figures.matrices import hessian_maps, outside_by_classes, share_by_stage
+from companion.figures.panels import lines
 from companion.figures.preconditioned import spread_by_coordinates
 from companion.figures.quadratics import (
     adam_bound,
@@ -39,4 +35,5 @@ from companion.figures.quadratics import (
     scatter,
     steps_by_case,
 )
+from companion.figures.spectra import blockwise_spectra, spectrum_comparison
 from companion.figures.training import gap_closed, rate_search, training_curves

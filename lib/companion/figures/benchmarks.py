@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE, panels, plain_ticks
+from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE
+from companion.figures.panels import panels, plain_ticks
 
 
 def cost_ratios(

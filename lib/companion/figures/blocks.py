@@ -2,14 +2,15 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blockspectra.plotting.style import COLORBLIND, MODEL, legend, panels, short, typeset
+from blockspectra.plotting.style import COLORBLIND, short
 from blockspectra.spectra import Spectra
+from companion.figures.panels import MODEL, legend, panels, typeset
+from companion.spectrum_similarity import scaled
 
 MARKERS = "oDs"
 WIDTH = 0.04  # of the Gaussian in the paper's view, in units of the largest |λ|
@@ -52,17 +53,13 @@ def four_blocks(spectra: Spectra) -> list[str]:
 def paper_densities(measured: Sequence[Spectra], points: int = 401) -> pd.DataFrame:
     """Density of four blocks of each model against the eigenvalue over the block's largest one.
 
-    Returns
-    -------
-    DataFrame
-        model, block, position (λ/λ_max), density (mean over probes, Gaussian of `WIDTH`).
+    Columns: model, block, position (λ/λ_max), density (mean over probes, Gaussian of `WIDTH`).
     """
     grid, parts = np.linspace(-1.15, 1.15, points), []
     for one in measured:
         for name in four_blocks(one):
             block = one.select([name])
-            largest = np.abs(block.quadrature[0]).max() or 1.0
-            block = replace(block, alpha=block.alpha / largest, beta=block.beta / largest)
+            block = scaled(block, 1 / (np.abs(block.quadrature[0]).max() or 1.0))
             about = {"model": one.meta["title"], "block": short(name), "position": grid}
             parts.append(pd.DataFrame(about | {"density": block.density(grid, WIDTH)[0]}))
     return pd.concat(parts, ignore_index=True)

@@ -8,7 +8,8 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from blockspectra.plotting.style import FAMILY, PAGE, decades, panels, short, typeset
+from blockspectra.plotting.style import FAMILY, PAGE, short
+from companion.figures.panels import decades, panels, typeset
 
 
 def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:

@@ -10,8 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from blockspectra.distance import SIGMA, signed_log
-from blockspectra.plotting.style import FAMILY, PAGE, legend, panels
+from blockspectra.plotting.style import FAMILY, PAGE
 from blockspectra.spectra import Spectra
+from companion.figures.panels import legend, panels
 from companion.spectrum_similarity import FLOOR, View, normalised
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # models of one family, in the order they come

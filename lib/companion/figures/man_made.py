@@ -7,7 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
-from blockspectra.plotting.style import COLUMN, legend, panels
+from blockspectra.plotting.style import COLUMN
+from companion.figures.panels import legend, panels
 from companion.figures.training import OPTIMIZER
 from companion.training import OPTIMIZERS
 

@@ -10,7 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from blockspectra.plotting.style import PAGE, legend, panels
+from blockspectra.plotting.style import PAGE
+from companion.figures.panels import legend, panels
 
 #: decades below the largest cell that heat-maps show
 DECADES = 4

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blockspectra.plotting.style import MODEL, legend, panels
+from companion.figures.panels import MODEL, legend, panels
 
 #: scaling → label; the order of the axis
 COORDINATES = {

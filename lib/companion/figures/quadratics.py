@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE, legend, panels, typeset
+from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE
+from companion.figures.panels import legend, panels, typeset
 
 METHOD = {  # name → (label, colour)
     "gd": ("GD", COLORBLIND[7]),

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE, legend, panels, typeset
+from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE
+from companion.figures.panels import legend, panels, typeset
 from companion.training import OPTIMIZERS
 
 OPTIMIZER = {  # colours of families and of optimizers do not meet
