@@ -35,11 +35,17 @@ CLAIMS = {name: Claim(**claim) for name, claim in yaml.safe_load(_TEXTS).items()
 
 
 def verdict(criteria: Sequence[Criterion]) -> str:
-    """``supported`` if all criteria hold, ``not supported`` if none does, else ``partly``."""
-    holding = sum(criterion.holds is True for criterion in criteria)
-    if holding == len(criteria):
+    """Count the criteria.
+
+    ``supported`` if all hold, ``partly`` if some do, ``not supported`` if none does and one fails,
+    ``undecided`` if all are within two standard errors of their thresholds.
+    """
+    found = [criterion.holds for criterion in criteria]
+    if all(found):
         return "supported"
-    return "partly" if holding else "not supported"
+    if any(found):
+        return "partly"
+    return "not supported" if False in found else "undecided"
 
 
 @dataclass(frozen=True)

@@ -58,9 +58,9 @@ def test_above_and_below_never_hold_together_but_at_the_threshold(value, error, 
         ([YES, NO], "partly"),
         ([YES, OPEN], "partly"),
         ([NO], "not supported"),
-        ([OPEN], "not supported"),
+        ([OPEN], "undecided"),
         ([NO, OPEN], "not supported"),
-        ([Criterion("it", math.nan, 0, 1)], "not supported"),
+        ([Criterion("it", math.nan, 0, 1)], "undecided"),
     ],
 )
 def test_the_verdicts_are_counted_from_the_criteria(criteria, verdict):
