@@ -84,13 +84,14 @@ def outside_by_classes(table: pd.DataFrame, shown: Mapping[str, tuple[str, str]]
     output layer, 1 / classes.
     """
     figure, axes = panels(len(shown), None, 2.3, sharey=True, sharex=True)
-    tasks = [task for task in ("images", "text", "gaussian") if task in set(table["task"])]
+    order = ("images", "text", "pairs", "clusters", "gaussian")
+    tasks = [task for task in order if task in set(table["task"])]
     for ax, (title, (loss, layer)) in zip(axes, shown.items(), strict=True):
         part = table[(table["loss"] == loss) & (table["layer"] == layer)]
         for i, task in enumerate(tasks):
             one = part[part["task"] == task].groupby("classes")[["share", "permuted"]]
             mean, error = 1 - one.mean(), 2 * one.sem()["share"]
-            style = {"color": f"C{i}", "marker": "os^"[i], "ms": 4, "capsize": 2}
+            style = {"color": f"C{i}", "marker": "os^Dv"[i], "ms": 4, "capsize": 2}
             ax.errorbar(mean.index, mean["share"], error, label=task, **style)
             ax.plot(mean.index, mean["permuted"], color=f"C{i}", linestyle=":")
         ax.axhline(0.1, color="0.4", linewidth=0.8, linestyle="--")
