@@ -5,6 +5,7 @@ the model as it is. All of it shows in what happens, whatever the modules are ca
 """
 
 import warnings
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -34,6 +35,7 @@ def check_parameters(problem: Problem, parameters: Sequence[nn.Parameter]) -> No
     for p, name in names.items():
         if isinstance(p, UninitializedTensorMixin) or p.is_meta:
             raise ProblemError(NO_VALUES.format(name))
+    _check_memory(names)
     for p in parameters:
         if p not in names:
             raise ProblemError(
@@ -54,6 +56,24 @@ def check_parameters(problem: Problem, parameters: Sequence[nn.Parameter]) -> No
                 f"{start} is {kind}, and second derivatives need real numbers in float32 or "
                 f"float64: call model.float(), and give the batches so too."
             )
+
+
+def _check_memory(names: Mapping[nn.Parameter, str]) -> None:
+    """Refuse parameters that lie in the same memory without being one, so that both move."""
+    within = defaultdict(list)  # a storage
+    for p in names:
+        if p.layout == torch.strided and p.numel() and (start := p.untyped_storage().data_ptr()):
+            within[start].append(p)
+    for group in filter(lambda group: len(group) > 1, within.values()):
+        taken = torch.zeros(group[0].untyped_storage().nbytes(), dtype=torch.bool)
+        for p in group:
+            own = taken.as_strided(p.shape, p.stride(), p.storage_offset())
+            if own.any():
+                raise ProblemError(
+                    f"Parameter {names[p]!r} shares memory with another without being the same: "
+                    f"tie them by assigning the parameter itself, or clone its data."
+                )
+            own.fill_(True)
 
 
 def evaluated(problem: Problem, batch: Any) -> tuple[float, set[nn.Parameter]]:
