@@ -80,8 +80,9 @@ def block_spectra(
         Seeds the probes together with the block's name.
     tolerance : float, optional
         Take only as many steps and probes as each block needs, at most ``steps`` and ``probes``
-        and at least two probes unless one finds all eigenvalues: until the estimated error, a
+        and at least two probes unless one finds all eigenvalues: until the expected error, a
         Wasserstein-1 distance in units of the block's root mean square eigenvalue, is below this.
+        It is no bound: single spectra may be further off, as chapter 02 counts.
         The spectra are deflated, and ``meta["error"]`` says for each block what was reached (by
         steps, by probes); see `stopping`.
     basis : {"auto", "float64", "float32", "none"}
