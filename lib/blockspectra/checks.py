@@ -128,7 +128,10 @@ def _settled(
                 _, found, wrong = _judged(problem, batch, parameters, seed, loss, derivatives)
             kept = None
     if wrong:
-        blame = "look for hooks that change gradients, and for functions with a custom backward"
+        blame = (
+            "look for hooks that change gradients, for detach() and no_grad() on the way, and for "
+            "functions with a custom backward"
+        )
         raise ProblemError(f"{wrong}: {blame}.")
     return kept, found
 
