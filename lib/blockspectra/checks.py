@@ -109,6 +109,10 @@ def _told_of(problem: Problem, number: int) -> Iterator[None]:
         told = str(error)
         if "backward through the graph a second time" in told:
             told = CACHE.format("what it kept of its first evaluation")
+        elif "_will_engine_execute_node" in told:
+            told = (
+                "A hook waits for several gradients at once, which only backward() has: remove it."
+            )
         elif not isinstance(error, ProblemError) or len(problem.batches) == 1:
             raise
         if len(problem.batches) > 1:

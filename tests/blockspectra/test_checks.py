@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.utils import parametrize
 
 from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
@@ -126,6 +127,12 @@ def frozen_later():
     return spectra(problem, blocks)
 
 
+def hooked_together():
+    model = stack()
+    register_multi_grad_hook(tuple(model.parameters()), lambda gradients: None)
+    return classes(model)
+
+
 def tied_by_data():
     model = stack()
     model[2].weight.data = model[0].weight.data.T
@@ -177,6 +184,10 @@ REFUSED = {
     "weights tied by their data": (
         lambda: spectra(Problem(tied_by_data(), square, [X])),
         r"^Parameter '2.weight' shares memory with another without being the same: tie them by",
+    ),
+    "a hook on several gradients at once": (
+        lambda: spectra(hooked_together()),
+        r"^A hook waits for several gradients at once, which only backward\(\) has: remove it\.$",
     ),
     "a block frozen after partition": (frozen_later, r"^Parameter '0.weight' is frozen: set "),
     "a weight that is cached with its graph": (
