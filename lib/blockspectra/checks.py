@@ -16,6 +16,7 @@ from blockspectra.differences import (
     displaced,
     root_mean_square,
 )
+from blockspectra.distributed import Ranks
 from blockspectra.evaluation import CACHE, check_cache, check_mean, check_parameters, evaluated
 from blockspectra.gradient_graph import CHEAP, PLAIN, GradientGraph, graph
 from blockspectra.problem import OutOfMemory, Problem, ProblemError
@@ -24,7 +25,10 @@ DIRECTIONS = 4  # displaced points at which a product must also be wrong to be r
 
 
 def checked(
-    problem: Problem, parameters: Sequence[nn.Parameter], derivatives: str = CHEAP
+    problem: Problem,
+    parameters: Sequence[nn.Parameter],
+    derivatives: str = CHEAP,
+    ranks: Ranks | None = None,
 ) -> GradientGraph:
     """Refuse, in one sentence, a loss without a Hessian or with products that are not its.
 
@@ -43,11 +47,13 @@ def checked(
         Those to differentiate in. Warns of those that the loss does not depend on.
     derivatives : str
         What to begin with: `CHEAP`, or `PLAIN` with a reason.
+    ranks : Ranks, optional
+        The processes that share the batches: each checks its own, with derivatives of its own.
 
     Returns
     -------
     GradientGraph
-        That of the first batch, for products.
+        That of the first batch, of this rank's, for products.
 
     Raises
     ------
@@ -59,31 +65,36 @@ def checked(
     """
     check_parameters(problem, parameters)
     problem.check_modes()
-    losses, unused = [], dict.fromkeys(parameters)
-    for number, batch in enumerate(problem.batches):
+    ranks = ranks or Ranks()
+    batches = ranks.share(list(enumerate(problem.batches)))
+    losses, unused = {}, dict.fromkeys(parameters)
+    for number, batch in batches:
         kept = None  # before another graph is made
         with _told_of(problem, number):
             loss, reached = evaluated(problem, batch)
-            losses.append(loss)
+            losses[number] = loss
             kept, found = _settled(problem, batch, parameters, loss, derivatives)
             check_cache(problem, batch, reached, kept)
-        if number and found.startswith(f"{PLAIN}:") and found != derivatives:
+        first = number == batches[0][0]
+        if not first and found.startswith(f"{PLAIN}:") and found != derivatives:
             kept = None
-            return checked(problem, parameters, found)
-        derivatives = derivatives if number else found
+            return checked(problem, parameters, found, ranks)
+        derivatives = found if first else derivatives
         for p in reached:
             unused.pop(p, None)
-    check_mean(problem, losses)
+    known = ranks.gather((losses, [problem.name_of(p) for p in unused]))
+    check_mean(problem, {n: loss for found, _ in known for n, loss in found.items()}, losses)
+    unused = [name for name in known[0][1] if all(name in names for _, names in known)]
     if unused:
         warnings.warn(
-            f"The loss does not depend on {', '.join(map(problem.name_of, list(unused)[:3]))} "
+            f"The loss does not depend on {', '.join(unused[:3])} "
             f"({len(unused)} in all), so their Hessian is 0: leave them out, or look for what cuts "
             f"them off, such as adapters that eval() merges or a weight that is cached.",
             stacklevel=2,
         )
-    if kept is None or len(problem.batches) > 1:
+    if kept is None or len(batches) > 1:
         kept = None
-        kept = GradientGraph(problem, problem.batches[0], parameters, derivatives)
+        kept = GradientGraph(problem, batches[0][1], parameters, derivatives)
     return kept
 
 
@@ -98,6 +109,10 @@ def _told_of(problem: Problem, number: int) -> Iterator[None]:
         told = str(error)
         if "backward through the graph a second time" in told:
             told = CACHE.format("what it kept of its first evaluation")
+        elif "_will_engine_execute_node" in told:
+            told = (
+                "A hook waits for several gradients at once, which only backward() has: remove it."
+            )
         elif not isinstance(error, ProblemError) or len(problem.batches) == 1:
             raise
         if len(problem.batches) > 1:
@@ -117,7 +132,10 @@ def _settled(
                 _, found, wrong = _judged(problem, batch, parameters, seed, loss, derivatives)
             kept = None
     if wrong:
-        blame = "look for hooks that change gradients, and for functions with a custom backward"
+        blame = (
+            "look for hooks that change gradients, for detach() and no_grad() on the way, and for "
+            "functions with a custom backward"
+        )
         raise ProblemError(f"{wrong}: {blame}.")
     return kept, found
 

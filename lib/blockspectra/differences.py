@@ -113,7 +113,7 @@ def differences(
         with _moved(problem, tree_map(_to_float64, batch), vectors, torch.float64) as gradient_at:
             return _taken(gradient_at, vectors, torch.float64, both)
     except Exception:  # float32 inside of the model, a GPU without float64
-        with _moved(problem, batch, vectors, parameters[0].dtype) as gradient_at:
+        with _moved(problem, batch, vectors) as gradient_at:
             return _taken(gradient_at, vectors, torch.float32, both=True)
 
 
@@ -227,14 +227,14 @@ def _moved(
     problem: Problem,
     batch: Any,
     vectors: Mapping[nn.Parameter, Tensor],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[Callable[[float], tuple[float, dict[nn.Parameter, Tensor]]]]:
-    """Yield a function from steps to loss and plain gradient, of copies all in the one dtype."""
+    """Yield a function from steps to loss and plain gradient, of copies as `copied` makes them."""
     with copied(problem, vectors, dtype) as kept:
 
         def gradient_at(step: float) -> tuple[float, dict[nn.Parameter, Tensor]]:
             for p, vector in vectors.items():
-                p.data = kept[p].to(dtype) + step * vector.to(dtype)
+                p.data = kept[p].to(p.dtype) + step * vector.to(p.dtype)
             value = problem.value(batch)
             gradient = [None] * len(vectors)
             if value.requires_grad:
@@ -248,7 +248,8 @@ def _moved(
 
 
 def _tolerated(products: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, float]:
-    scales, (own, share) = _scales(products), TOLERANCE[next(iter(products)).dtype]
+    coarsest = min((p.dtype for p in products), key=lambda dtype: dtype.itemsize)
+    scales, (own, share) = _scales(products), TOLERANCE[coarsest]
     sizes = {p: root_mean_square(x) for p, x in products.items()}
     floor = share * max(scales[p] * size for p, size in sizes.items())
     return {p: own * size + floor / scales[p] for p, size in sizes.items()}

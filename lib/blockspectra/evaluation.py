@@ -5,8 +5,8 @@ the model as it is. All of it shows in what happens, whatever the modules are ca
 """
 
 import warnings
-from collections.abc import Sequence
-from itertools import pairwise
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,7 @@ def check_parameters(problem: Problem, parameters: Sequence[nn.Parameter]) -> No
     for p, name in names.items():
         if isinstance(p, UninitializedTensorMixin) or p.is_meta:
             raise ProblemError(NO_VALUES.format(name))
+    _check_memory(names)
     for p in parameters:
         if p not in names:
             raise ProblemError(
@@ -55,6 +56,24 @@ def check_parameters(problem: Problem, parameters: Sequence[nn.Parameter]) -> No
                 f"{start} is {kind}, and second derivatives need real numbers in float32 or "
                 f"float64: call model.float(), and give the batches so too."
             )
+
+
+def _check_memory(names: Mapping[nn.Parameter, str]) -> None:
+    """Refuse parameters that lie in the same memory without being one, so that both move."""
+    within = defaultdict(list)  # a storage
+    for p in names:
+        if p.layout == torch.strided and p.numel() and (start := p.untyped_storage().data_ptr()):
+            within[start].append(p)
+    for group in filter(lambda group: len(group) > 1, within.values()):
+        taken = torch.zeros(group[0].untyped_storage().nbytes(), dtype=torch.bool)
+        for p in group:
+            own = taken.as_strided(p.shape, p.stride(), p.storage_offset())
+            if own.any():
+                raise ProblemError(
+                    f"Parameter {names[p]!r} shares memory with another without being the same: "
+                    f"tie them by assigning the parameter itself, or clone its data."
+                )
+            own.fill_(True)
 
 
 def evaluated(problem: Problem, batch: Any) -> tuple[float, set[nn.Parameter]]:
@@ -114,12 +133,16 @@ def check_cache(problem: Problem, batch: Any, reached: set, kept: GradientGraph 
         raise ProblemError(CACHE.format(problem.name_of(next(iter(lost)))))
 
 
-def check_mean(problem: Problem, losses: Sequence[float]) -> None:
-    """Refuse sums, and means over something else than batches are weighted by."""
-    twice = _joint_loss(problem, 0, 0)
-    if twice is None or not losses[0]:
+def check_mean(problem: Problem, losses: Mapping[int, float], own: Collection[int]) -> None:
+    """Refuse sums, and means over something else than batches are weighted by.
+
+    ``losses`` of all batches by their numbers, of which ``own`` are compared with those after them.
+    """
+    first = min(own)
+    twice = _joint_loss(problem, first, first)
+    if twice is None or not losses[first]:
         return
-    ratio = twice / losses[0]
+    ratio = twice / losses[first]
     if abs(ratio - 2) < ALIKE:
         raise ProblemError(
             "The loss of a batch repeated is twice its own, so it is a sum: take the mean, or "
@@ -134,11 +157,11 @@ def check_mean(problem: Problem, losses: Sequence[float]) -> None:
             )
         return
     share, times = ROUNDING
-    for a, b in pairwise(range(len(losses))):
+    for a, b in ((a, a + 1) for a in own if a + 1 in losses):
         left, right = problem.weights[a], problem.weights[b]
         mean = (left * losses[a] + right * losses[b]) / (left + right)
         together = _joint_loss(problem, a, b)
-        bound = times * abs(twice - losses[0]) + share * max(abs(losses[a]), abs(losses[b]))
+        bound = times * abs(twice - losses[first]) + share * max(abs(losses[a]), abs(losses[b]))
         if together is not None and abs(together - mean) > bound:
             raise ProblemError(
                 f"The losses of batches {a + 1} and {b + 1} are {losses[a]:.4g} and "

@@ -98,7 +98,7 @@ class BlockHessians:
         self.parameters = parameters_of(blocks)
         self.scales = coordinate_scales(blocks, preconditioner)
         self.batches = self.ranks.share(list(zip(problem.batches, problem.weights, strict=True)))
-        known = known or checked(problem, self.parameters)
+        known = known or checked(problem, self.parameters, ranks=self.ranks)
         self.derivatives, self.matrix = known.derivatives, matrix
         first, *others = [batch for batch, _ in self.batches]
         graphs = [known if known.batch is first and matrix == "hessian" else self._graph(first)]

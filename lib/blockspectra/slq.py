@@ -80,8 +80,9 @@ def block_spectra(
         Seeds the probes together with the block's name.
     tolerance : float, optional
         Take only as many steps and probes as each block needs, at most ``steps`` and ``probes``
-        and at least two probes unless one finds all eigenvalues: until the estimated error, a
+        and at least two probes unless one finds all eigenvalues: until the expected error, a
         Wasserstein-1 distance in units of the block's root mean square eigenvalue, is below this.
+        It is no bound: single spectra may be further off, as chapter 02 counts.
         The spectra are deflated, and ``meta["error"]`` says for each block what was reached (by
         steps, by probes); see `stopping`.
     basis : {"auto", "float64", "float32", "none"}
@@ -151,15 +152,19 @@ def block_spectra(
                 f"{readable(max(0, room))} are left beside the {readable(in_use(device))} in use: "
                 f"take fewer steps, basis='none', or raise `memory`."
             )
-        graph = checked(problem, parameters_of(blocks))
-        give_back()
-        about = _about(problem, blocks, seed) | {"loss": graph.loss.item()}
+        about = _about(problem, blocks, seed)
         about["settings"] = [steps, tolerance, basis, team.parts]
         if matrix != "hessian":
             about["matrix"] = matrix
         if scales:
             about["preconditioner"] = _checksum(scales.values())
         team.agree(about | {"ranks": ranks, "checkpoint": checkpoint is not None})
+        graph = checked(problem, parameters_of(blocks), ranks=team)
+        give_back()
+        first = problem.batches[0]  # on all ranks
+        loss = graph.loss if graph.batch is first else problem.value(first)
+        about["loss"] = loss.item()
+        team.agree({"loss": about["loss"]})
         if checkpoint is not None:
             writes = team.parts == 1 or team.rank == 0
             checkpoints = Checkpoints(checkpoint, about, writes=writes)
@@ -198,16 +203,15 @@ def block_spectra(
                             checkpoints.save(batch.number, probe, run)
         if ranks == "blocks":
             results = {key: run for found in team.gather(results) for key, run in found.items()}
+        derivatives = "; ".join(sorted(set(team.gather(hessians.derivatives))))
 
     graphs = "kept graphs" if hessians.kept else "a graph made again each step"
-    how = f"double backward on {graphs}, {at_once} at a time; {hessians.derivatives}"
-    meta = {"steps": steps, "probes": probes, "seed": seed, "products": how, "basis": basis}
-    if tolerance is not None:
-        meta["tolerance"] = tolerance
-    if matrix != "hessian":
-        meta["matrix"] = matrix
-    if scales:
-        meta["preconditioned"] = True
+    meta = {"steps": steps, "probes": probes, "seed": seed}
+    meta |= {} if tolerance is None else {"tolerance": tolerance}
+    how = f"double backward on {graphs}, {at_once} at a time; {derivatives}"
+    meta |= {"products": how, "basis": basis}
+    meta |= {} if matrix == "hessian" else {"matrix": matrix}
+    meta |= {"preconditioned": True} if scales else {}
     return _spectra(blocks, results, tolerance, meta)
 
 

@@ -75,15 +75,15 @@ def main() -> None:
     parser.add_argument("--print", nargs=1, type=Path, metavar="RESULTS")
     parser.add_argument("--keep", nargs=2, type=Path, metavar=("RESULTS", "FOLDER"))
     given = parser.parse_args()
-    if given.print:
-        print(claims_text(*given.print))
-    elif given.keep:
-        try:
+    try:
+        if given.print:
+            print(claims_text(*given.print))
+        elif given.keep:
             print(f"{len(keep(*given.keep))} files in {given.keep[1]}")
-        except FileNotFoundError as error:
-            parser.exit(1, f"{error}\n")
-    else:
-        parser.error("name --print RESULTS or --keep RESULTS FOLDER")
+        else:
+            parser.error("name --print RESULTS or --keep RESULTS FOLDER")
+    except (FileNotFoundError, ValueError) as error:  # a chapter that was not run, a damaged claim
+        parser.exit(1, f"{error}\n")
 
 
 if __name__ == "__main__":

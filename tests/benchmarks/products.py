@@ -20,8 +20,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from blockspectra import Problem, block_spectra, cross_entropy, partition
 from blockspectra.blocks import Block, whole
+from blockspectra.checks import checked
 from blockspectra.fast_derivatives.mode import OURS
-from blockspectra.hessian import BlockHessians
+from blockspectra.hessian import BlockHessians, parameters_of
 
 VECTORS = 4  # taken at once by vmap
 STEPS = 100  # of Lanczos, with re-orthogonalisation
@@ -229,6 +230,26 @@ def within_lanczos(problem: Problem, place: bench.Place, steps: int, parts: int)
     }
 
 
+def all_checks(problem: Problem, place: bench.Place, repeats: int, quick: bool) -> dict:
+    """All that is done before the first product, and its share of a spectrum's whole time."""
+    blocks, steps, probes = partition(problem.model), 3 if quick else 30, 3
+
+    def checks() -> None:
+        with problem.curvature_mode():
+            checked(problem, parameters_of(blocks))
+
+    def spectra() -> None:
+        block_spectra(problem, blocks, steps=steps, probes=probes, progress=False)
+
+    times = bench.rounds({"gradient": bench.gradient(problem), "checks": checks}, repeats, place)
+    share = times.median("checks") / bench.rounds({"": spectra}, 1, place, warm=False).median("")
+    return {
+        **place.columns,
+        **times.ratio("checks", "gradient"),
+        "note": f"{share:.1%} of a spectrum of {steps} steps and {probes} probes",
+    }
+
+
 def by_plain_derivatives(problem: Problem, place: bench.Place, steps: int, quick: bool) -> dict:
     """Whole time of `block_spectra` by plain second derivatives, as a ratio to cheap ones."""
     blocks = partition(problem.model)
@@ -315,7 +336,7 @@ def compiled_apart(way: str, place: bench.Place) -> dict:
 def measure(quick: bool) -> dict:
     """Measure everything."""
     repeats, steps, parts = (1, 3, 1) if quick else (5, STEPS, 4)
-    rows, blocks = [], []
+    rows, blocks, checks = [], [], []
     for place in bench.PLACES:
         if place.missing:
             rows.append(empty(place, "product, shared graph", "all", bench.NO_GPU))
@@ -325,6 +346,7 @@ def measure(quick: bool) -> dict:
         with problem.curvature_mode():
             found, each = one_product(problem, place, repeats)
         found.append(within_lanczos(problem, place, steps, parts))
+        checks.append(all_checks(problem, place, repeats, quick))
         found.append(by_plain_derivatives(problem, place, min(steps, 20), quick))
         if place == bench.TWO:
             found.append(by_two_processes(problem, place, steps, quick))
@@ -339,6 +361,7 @@ def measure(quick: bool) -> dict:
         "repeats": repeats,
         "products": rows,
         "blocks": blocks,
+        "checks": checks,
     }
 
 

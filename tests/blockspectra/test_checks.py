@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.graph import register_multi_grad_hook
 from torch.nn.utils import parametrize
 
 from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
@@ -126,6 +127,18 @@ def frozen_later():
     return spectra(problem, blocks)
 
 
+def hooked_together():
+    model = stack()
+    register_multi_grad_hook(tuple(model.parameters()), lambda gradients: None)
+    return classes(model)
+
+
+def tied_by_data():
+    model = stack()
+    model[2].weight.data = model[0].weight.data.T
+    return model
+
+
 def in_the_cache(dtype):
     model = stack(dtype=dtype)
     parametrize.register_parametrization(model[0], "weight", nn.Tanh())
@@ -167,6 +180,14 @@ REFUSED = {
     "products with blocks of another model": (
         lambda: block_products(classes(stack()), [whole(stack())], [torch.ones(31)]),
         "^A block lies in a parameter of shape",
+    ),
+    "weights tied by their data": (
+        lambda: spectra(Problem(tied_by_data(), square, [X])),
+        r"^Parameter '2.weight' shares memory with another without being the same: tie them by",
+    ),
+    "a hook on several gradients at once": (
+        lambda: spectra(hooked_together()),
+        r"^A hook waits for several gradients at once, which only backward\(\) has: remove it\.$",
     ),
     "a block frozen after partition": (frozen_later, r"^Parameter '0.weight' is frozen: set "),
     "a weight that is cached with its graph": (
@@ -495,6 +516,14 @@ def test_a_sparse_adjacency_is_that_of_the_dense_one(adjacency, tmp_path):
     found, dense = (Problem(stack(), loss, [(a, X, Y)]) for a in (adjacency, SPARSE))
     assert spectra(found).largest == pytest.approx(spectra(dense).largest)
     block_spectra(found, partition(found.model), steps=2, probes=1, checkpoint=tmp_path)
+
+
+def test_parameters_may_lie_beside_each_other_in_one_piece_of_memory():
+    model, flat = stack()[:1], torch.zeros(5, 4, dtype=torch.float64)
+    flat[:3], flat[3] = model[0].weight.data.T, model[0].bias.data
+    expected = spectra(Problem(stack()[:1], square, [X])).largest
+    model[0].weight.data, model[0].bias.data = flat[:3].T, flat[3]
+    assert spectra(Problem(model, square, [X])).largest == pytest.approx(expected)
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")

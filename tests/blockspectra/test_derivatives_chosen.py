@@ -5,6 +5,8 @@ backwards act in products once more than they should. Oracle: central difference
 in float64, written here.
 """
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -280,7 +282,44 @@ def test_a_parameter_whose_second_derivative_is_wrong_is_named():
     assert dense_hessian(problem, right).norm() > 0  # what is not on the way does not matter
 
 
+def test_a_hook_is_refused_where_differences_can_be_taken_in_float32_alone():
+    problem = hooked("0.weight")
+    single = Problem(problem.model.float(), lambda m, x: m(x.float()).square().mean(), [X.float()])
+    with pytest.raises(ProblemError, match="look for hooks"):
+        dense_hessian(single, whole(single.model))
+
+
+@pytest.mark.parametrize("stopped", ["half of an output", "a target"])
+def test_a_gradient_that_is_stopped_on_the_way_is_refused(stopped):
+    def loss(model, x):
+        own, other = model(x), (model(x.flip(1)) if stopped == "a target" else -model(x)).detach()
+        return (own - other).square().mean()
+
+    with pytest.raises(ProblemError, match=r"gradient is not the loss's, .* detach\(\)"):
+        dense_hessian(problem := Problem(stack(), loss, [X]), whole(problem.model))
+
+
 # what is right and must not be refused
+
+
+def test_blocks_in_two_precisions_are_no_obstacle():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"coarse": nn.Linear(3, 4), "fine": nn.Linear(4, 3).double()})
+
+    def loss(model, x):
+        inner = model["coarse"](x.to(model["coarse"].weight.dtype)).tanh()
+        return model["fine"](inner.double()).square().mean()
+
+    def outer(model, x):
+        return loss(model, x.float())
+
+    for one in (loss, outer):  # the second cannot be moved to float64
+        problem = Problem(model, one, [X])
+        found = [dense_hessian(problem, block) for block in partition(model, vectors=True)]
+        reference = Problem(copy.deepcopy(model).double(), loss, [X])
+        exact = [dense_hessian(reference, b) for b in partition(reference.model, vectors=True)]
+        for here, there in zip(found, exact, strict=True):
+            torch.testing.assert_close(here.double(), there, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

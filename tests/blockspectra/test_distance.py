@@ -285,10 +285,13 @@ def test_heterogeneity_lists_every_measure_with_its_error_and_unit():
         (lambda: js0(THREE, sigma=float("nan")), "sigma must be positive, not nan"),
         (lambda: js0(THREE.select([0])), "compares blocks: give at least two"),
         (lambda: log_spread(THREE, "median"), "Unknown quantity 'median'"),
+        (lambda: js0(THREE, sigmma=1), "^Unknown setting 'sigmma': choose one of axis, sigma, "),
+        (lambda: js_matrix(THREE, zero=False), "^Unknown setting 'zero': choose"),
+        (lambda: noise_floor(THREE, measures="w1"), "^Unknown setting 'measures': choose"),
     ],
 )
 def test_what_cannot_be_compared_gets_one_sentence(call, sentence):
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((ValueError, TypeError), match=sentence):
         call()
 
 
@@ -304,6 +307,32 @@ def test_without_its_zeros_a_spectrum_is_compared_by_the_rest():
     np.testing.assert_allclose(mass.sum(-1), 1, atol=1e-12)
     with pytest.raises(ValueError, match="all zeros: leave it out, or keep the zeros"):
         js0(points([0.0, 0.0], [1.0, 1.0]), zeros=False)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1.0, 1e6])
+def test_zeros_are_those_of_the_model_whatever_unit_the_loss_has(factor):
+    few, many = np.repeat([0.0, 3e-7, 1.0], [10, 5, 35]), np.repeat([0.0, 3e-6, 1.0], [25, 5, 20])
+    spectra = simulated([factor * few, factor * many], probes=3, steps=3)
+    zeros = [
+        [(w[n < 1e-6 * factor]).sum() for n, w in zip(*rows, strict=True)]
+        for rows in zip(*spectra.quadrature, strict=True)
+    ]
+    np.testing.assert_allclose(zero_share(spectra), np.mean(zeros, 1), rtol=1e-9)
+    assert 0 < zero_share(spectra)[0] < 1
+    kept = binned_density(spectra, zeros=False)
+    centres = (kept.edges[1:] + kept.edges[:-1]) / 2
+    # all that is left of the first block is its one large eigenvalue, of the second 3e-6 too
+    top = np.log10(1 + 1e3)
+    assert kept.mass[0] @ centres == pytest.approx(top, abs=0.01)
+    assert (kept.mass[1] @ centres < 0.95 * top).all()
+
+
+def test_a_block_seven_decades_below_another_is_all_zeros():
+    apart = points([1e-7, 1e-7], [1.0, 1.0])
+    assert zero_share(apart).tolist() == [1, 0]
+    assert zero_share(apart.select([0])).tolist() == [0]  # zero is relative to what is compared
+    with pytest.raises(ValueError, match="all zeros: leave it out, or keep the zeros"):
+        binned_density(apart, zeros=False)
 
 
 def test_heterogeneity_of_a_model_with_a_zero_hessian_is_a_table_all_the_same():

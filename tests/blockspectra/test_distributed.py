@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from blockspectra import (
     Problem,
+    ProblemError,
     Spectra,
     block_spectra,
     full_spectrum,
@@ -28,6 +29,7 @@ from blockspectra import (
     partition,
     slq,
 )
+from blockspectra.checks import checked
 from blockspectra.distributed import Ranks
 from blockspectra.spectra import ARRAYS
 
@@ -219,6 +221,41 @@ def test_ranks_that_differ_are_refused_on_all_of_them_in_one_sentence(tmp_path):
         assert sentence.startswith("Rank 1 differs from rank 0 in ")
         assert what in sentence.partition(":")[0].split(" in ")[1].split(", ")
     assert same_bits(spectra, others)
+
+
+def checking(rank, batches, wrong):
+    """What this rank evaluates while it checks, and what it raises."""
+    seen, model = [], problem_of().model
+
+    def loss(model, batch):
+        seen.append(len(batch))
+        factor = 1 + (len(batch) == wrong)  # the mean of one batch is twice what it should be
+        return factor * _loss(model, batch)
+
+    problem = Problem(model, loss, batches)
+    try:
+        with problem.curvature_mode(), Ranks("batches", torch.device("cpu")) as team:
+            checked(problem, list(model.parameters()), ranks=team)
+    except (ProblemError, ConnectionError) as error:
+        return seen, type(error), str(error)
+    return seen, None, ""
+
+
+def test_each_rank_checks_its_own_batches(tmp_path):
+    batches = list(problem_of((3, 4, 5, 10)).batches)
+    for rank, (seen, error, _) in enumerate(in_processes(tmp_path, checking, batches, 0)):
+        own = batches[rank::2]
+        assert error is None
+        alone = [size for size in seen if size in (3, 4, 5, 10)]
+        assert set(alone) == set(map(len, own))
+
+
+def test_means_are_compared_across_ranks(tmp_path):
+    batches = list(problem_of((3, 4)).batches)
+    first, second = in_processes(tmp_path, checking, batches, 4)
+    assert first[1] is ProblemError
+    assert "The losses of batches 1 and 2 are" in first[2]
+    assert second[1] is None  # it has no batch after its own
 
 
 def test_a_rank_without_a_batch_is_refused_on_all_of_them(tmp_path):

@@ -4,6 +4,8 @@ Dropout, BatchNorm in training mode, fused attention or padding give numbers too
 the function in the title. Also: a process whose settings are not what they were before.
 """
 
+from itertools import count
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -106,6 +108,11 @@ def scaled(factor):
     return Problem(linear(), lambda model, x: factor * square(model, x), [X])
 
 
+def drifting(by):
+    calls = count(1)
+    return Problem(linear(), lambda model, x: (1 + by * next(calls)) * square(model, x), [X])
+
+
 REFUSED = {
     "a data set without batches": (
         lambda: Problem(linear(), square, []),
@@ -134,6 +141,10 @@ REFUSED = {
     "functional dropout": (
         lambda: Problem(linear(), lambda model, x: square(model, F.dropout(x, 0.5)), [X]),
         "The loss changed from .* functional dropout",
+    ),
+    "a factor that grows with every call": (
+        lambda: drifting(1e-4),
+        "The loss changed from .* between two evaluations",
     ),
     "BatchNorm in training mode": (
         lambda: Problem(stack(nn.BatchNorm1d(4)), square, [X]),

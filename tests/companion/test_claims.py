@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from blockspectra.files import digest, write_text
+from companion import report
 from companion.claims import CLAIMS, Criterion, Finding, claims_table
 
 YES, NO = Criterion("yes", 3, 0.1, 1), Criterion("no", 3, 0.1, 1, above=False)
@@ -171,6 +172,15 @@ def test_a_damaged_file_is_named(damage, tmp_path):
     path.write_text(damage(path.read_text(encoding="utf-8")), encoding="utf-8")
     with pytest.raises(ValueError, match=r"C1.json is damaged \(.*\): run its chapter again\.$"):
         claims_table(tmp_path)
+
+
+def test_a_damaged_file_is_named_in_a_terminal_too(tmp_path, monkeypatch, capsys):
+    Finding("C1", [Criterion("it", 2, 0, 1)], "").save(tmp_path).write_text("{", encoding="utf-8")
+    monkeypatch.setattr("sys.argv", ["report", "--print", str(tmp_path)])
+    with pytest.raises(SystemExit, match="1"):
+        report.main()
+    (sentence,) = capsys.readouterr().err.splitlines()
+    assert "C1.json is damaged" in sentence
 
 
 def test_a_value_edited_by_hand_is_no_finding(tmp_path):

@@ -30,7 +30,10 @@ def test_counts_are_those_of_each_draw(store):
             assert part[column].tolist() == best_step(found)[1][:, 0].tolist()
         assert part["condition"].tolist() == pytest.approx(fast.condition.tolist())
         assert part[["kappa", "block_kappa"]].to_numpy().tolist() == [[5000, 3]] * 4
-    assert (table["bound"] > table["block_kappa"]).all()
+        slopes = quadratic.gradient(start).abs().split([len(b) for b in quadratic.blocks], 1)
+        scaled = torch.cat([g / max(b) for g, b in zip(slopes, quadratic.blocks, strict=True)], 1)
+        r = scaled.amax(1) / scaled.amin(1)
+        assert part["bound"].tolist() == pytest.approx((3 * r).tolist())
     assert (table["gd_minimax"] >= table["gd"]).all()
     assert (table["adam_minimax"] >= table["adam"]).all()
 

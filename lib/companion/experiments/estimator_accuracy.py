@@ -20,7 +20,7 @@ from blockspectra.hessian import dense_hessian
 from blockspectra.lanczos import Tridiagonal, lanczos
 from blockspectra.problem import Problem, cross_entropy
 from blockspectra.quadrature import bin_mass, gauss_quadrature
-from blockspectra.slq import probe_vector
+from blockspectra.slq import full_spectrum, probe_vector
 from companion import datasets
 from companion.datasets.images import PHOTOGRAPHS
 from companion.datasets.sources import digest_of
@@ -218,6 +218,30 @@ def error_table(
         w1 = wasserstein_distance(exact, flat, None, share) / width
         rows.append((block, m, n, repeat, w1, js, abs(np.abs(flat).max() / top - 1)))
     return pd.DataFrame(rows, columns=["block", "steps", "probes", "repeat", "w1", "js", "top"])
+
+
+def errors_under_tolerance(
+    eigenvalues: np.ndarray, block: str, tolerance: float, repeats: int
+) -> pd.DataFrame:
+    """Error of spectra taken under a ``tolerance``, beside the error expected of each.
+
+    Both are Wasserstein-1 distances in units of the root mean square eigenvalue. Columns: block,
+    repeat, error, expected, steps, probes.
+    """
+    values, scale = torch.tensor(eigenvalues), float(np.sqrt((eigenvalues**2).mean()))
+    model = torch.nn.Linear(len(values), 1, bias=False, dtype=values.dtype)
+    problem = Problem(model, lambda m, _: (values @ m.weight[0].square()) / 2, [torch.ones(1)])
+    settings, rows = {"steps": 200, "probes": 40, "tolerance": tolerance}, []
+    for repeat in range(repeats):
+        spectra = full_spectrum(problem, seed=repeat, progress=False, **settings)
+        nodes, weights = (x[0][spectra.present[0]] for x in spectra.quadrature)
+        share = weights.ravel() / len(weights)
+        error = wasserstein_distance(eigenvalues, nodes.ravel(), None, share) / scale
+        taken = spectra.taken[0]
+        size = int(taken.max()), np.count_nonzero(taken)
+        rows.append((block, repeat, error, float(np.hypot(*spectra.meta["error"][0])), *size))
+    columns = ["block", "repeat", "error", "expected", "steps", "probes"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def divergence_bias(blocks: dict[str, np.ndarray], steps: Sequence[int]) -> pd.DataFrame:
