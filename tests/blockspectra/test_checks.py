@@ -404,6 +404,14 @@ def test_a_loader_may_write_every_batch_into_the_same_memory(kind):
     assert [float((b["x"] if kind == "dict" else b).mean()) for b in batches] == [0, 1, 2]
 
 
+def test_a_buffer_that_was_replaced_is_the_old_one_again_after_the_refusal():
+    counting = Counting(True)
+    before = counting.mean
+    with pytest.raises(ProblemError, match="changes buffer"):
+        spectra(Problem(nn.Sequential(counting, *stack()), square, [X]))
+    assert counting.mean is before
+
+
 def test_buffers_that_change_are_put_back_where_batch_statistics_are_meant():
     for replaces in (False, True):
         model = stack(Counting(replaces))
