@@ -55,6 +55,11 @@ class Job:
     MADE_OF: ClassVar[tuple[type["Job"], ...]] = ()  #: jobs inside `compute`: their VERSIONs count
     FOLDER: ClassVar[str] = ""  #: ``runs`` for a step on the way to a result: not committed
 
+    def settings(self) -> dict[str, Any]:
+        """Return the fields, but for later ones that have the value of results from before."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: v for k, v in values.items() if self.ADDED.get(k, MISSING) != v}
+
     @property
     def name(self) -> str:
         """Start of the file's name, for people."""
@@ -84,10 +89,9 @@ class Job:
             "job": type(self).__name__,
             "version": ".".join(str(one.VERSION) for one in (type(self), *self.MADE_OF)),
             "parameters": {
-                field.name: _declared(value)
-                for field in fields(self)
-                if (value := getattr(self, field.name)) != self.ADDED.get(field.name, MISSING)
-                and field.name not in DEVICES
+                name: _declared(value)
+                for name, value in self.settings().items()
+                if name not in DEVICES
             },
             "data": self.data_key(),
         }

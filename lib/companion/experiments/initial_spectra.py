@@ -1,7 +1,7 @@
 """Blockwise spectra of the paper's models at initialisation (chapters 04 to 06, 08 to 10)."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,7 @@ class InitialSpectra(Job):
         blocks = self.partition(made.problem.model)
         settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
         result = block_spectra(made.problem, blocks, **settings, checkpoint=store.unfinished(self))
-        about = {k: v for k, v in asdict(self).items() if self.ADDED.get(k) != v}
-        result.meta.update(about, **made.about)
+        result.meta.update(self.settings(), **made.about)
         return result
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -79,8 +79,7 @@ class ManMadeSpectra(OnImages, Job):
         problem = Problem(model, cross_entropy, batches)
         settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
         result = block_spectra(problem, partition(model), **settings)
-        about = {k: v for k, v in asdict(self).items() if self.ADDED.get(k) != v}
-        result.meta.update(about, data=data.checksum, title=f"{self.c:g}", name=data.name)
+        result.meta.update(self.settings(), data=data.checksum, title=f"{self.c:g}", name=data.name)
         return result
 
 

@@ -27,8 +27,6 @@ from companion.training import OPTIMIZERS, train
 CONTEXT, WINDOWS = 2, 4000
 #: Gaussian: points drawn; as in the author's later code
 POINTS = 5000
-#: distance of a cluster's centre from the origin, in standard deviations of its points a coordinate
-CENTRE = 1.0
 
 mnist = lru_cache(maxsize=8)(datasets.mnist)  # resizing takes as long as a small network trains
 
@@ -92,7 +90,7 @@ def pairs(classes: int, *, side: int = 8, seed: int = 0) -> datasets.Data:
 def clusters(classes: int, *, inputs: int = 32, seed: int = 0) -> datasets.Data:
     """Draw as many points around each of some Gaussian centres; the class is the centre."""
     rng = generator(seed)
-    centres = CENTRE * rng.standard_normal((classes, inputs), dtype=np.float32)
+    centres = rng.standard_normal((classes, inputs), dtype=np.float32)
     labels = rng.permutation(np.arange(POINTS) % classes)
     points = centres[labels] + rng.standard_normal((POINTS, inputs), dtype=np.float32)
     name = f"{classes} Gaussian clusters"
