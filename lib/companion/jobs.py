@@ -35,6 +35,7 @@ from companion.experiments import (
     man_made_mlp,
     optimizer_comparison,
     preconditioned_spectra,
+    predictors,
     pretraining,
     quadratic_runs,
     spectra_during_training,
@@ -62,6 +63,7 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
     "11_theory": [quadratic_runs.families],
     "20_what_adam_sees": [preconditioned_spectra.jobs],
     "21_interventions": [interventions.jobs, interventions.scales],
+    "22_predictors": [predictors.comparisons, initial_spectra.jobs, predictors.statistics],
 }
 
 

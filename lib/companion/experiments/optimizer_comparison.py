@@ -103,7 +103,7 @@ class OptimizerComparison(Job):
     @property
     def cost(self) -> float:
         """Steps, by how long they take."""
-        return self.samples * self.steps * (1 + ORDER.index(self.model))
+        return self.samples * self.steps * (1 + ORDER.index(setups.base(self.model)))
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs: the columns of `TrainingRun` and part; one row a window."""

@@ -70,7 +70,7 @@ class PreconditionedSpectra(Job):
     @property
     def cost(self) -> float:
         """Number of products, weighted by the model's rank."""
-        return self.samples * self.steps * self.probes * (1 + ORDER.index(self.model))
+        return self.samples * self.steps * self.probes * (1 + ORDER.index(setups.base(self.model)))
 
     def compute(self, store: Store) -> Spectra:
         """Return the spectra; ``meta["mean_squares"]`` holds the mean of v̂ over each block."""

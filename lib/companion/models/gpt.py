@@ -19,6 +19,7 @@ class GPTConfig:
     vocab: int = 50304
     bias: bool = False  # in linear layers and LayerNorms
     init_std: float = 0.02  # of the weights at initialisation: the paper's, at width 768
+    post_norm: bool = False  # LayerNorm behind each shortcut's sum, not before attention and MLP
 
 
 GPT2 = GPTConfig()  # the authors' for training; OpenAI's has biases and 50257 tokens
@@ -68,6 +69,7 @@ class Block(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
+        self.post_norm = config.post_norm
         self.ln_1 = nn.LayerNorm(config.width, bias=config.bias)
         self.attn = CausalSelfAttention(config)
         self.ln_2 = nn.LayerNorm(config.width, bias=config.bias)
@@ -75,6 +77,9 @@ class Block(nn.Module):
 
     def forward(self, x):
         """Map tokens to tokens, (B, T, C) to (B, T, C)."""
+        if self.post_norm:
+            x = self.ln_1(x + self.attn(x))
+            return self.ln_2(x + self.mlp(x))
         x = x + self.attn(self.ln_1(x))
         return x + self.mlp(self.ln_2(x))
 

@@ -19,6 +19,7 @@ class VGGConfig:
     linear_std: float = 0.01
     channels: int = 3  # of the image
     classes: int = 1000
+    batch_norm: bool = False  # after each convolution, as in torchvision's vgg16_bn
 
 
 _PLAN16 = (64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M")
@@ -43,7 +44,8 @@ class VGG(nn.Module):
             if step == "M":
                 layers.append(nn.MaxPool2d(2))
                 continue
-            layers += [nn.Conv2d(channels, step, 3, padding=1), nn.ReLU()]
+            norm = [nn.BatchNorm2d(step)] if config.batch_norm else []
+            layers += [nn.Conv2d(channels, step, 3, padding=1), *norm, nn.ReLU()]
             channels = step
         self.features = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(config.pool)

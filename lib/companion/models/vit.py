@@ -19,6 +19,7 @@ class ViTConfig:
     channels: int = 3  # of the image
     classes: int = 1000
     init_std: float = 0.02  # of the weights at initialisation: the paper's, at width 768
+    post_norm: bool = False  # LayerNorm behind each shortcut's sum, not before attention and MLP
 
 
 VIT_BASE = ViTConfig()  # the paper's, ViT-B/16
@@ -68,6 +69,7 @@ class Block(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
+        self.post_norm = config.post_norm
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
@@ -75,6 +77,9 @@ class Block(nn.Module):
 
     def forward(self, x):
         """Map tokens to tokens, (B, T, C) to (B, T, C)."""
+        if self.post_norm:
+            x = self.norm1(x + self.attn(x))
+            return self.norm2(x + self.mlp(x))
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
