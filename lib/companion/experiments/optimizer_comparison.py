@@ -24,6 +24,7 @@ ORDER = ("vgg", "mixer", "vit", "gpt", "gpt-bpe", "bert", "resnet")  # by what a
 #: searches and evaluation at the size of the full preset, whose runs are long
 MEDIUM = {"test_samples": 800, "repeats": 2, "refined": True}
 MOST = {"gpt-bpe": 9500, "bert": 7800}  # windows that the texts have, nearly
+MOST |= {name: 3200 for name, one in setups.VARIANTS.items() if one.get("tail")}  # images
 
 
 @dataclass(frozen=True)
