@@ -36,6 +36,7 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "12_your_model": [],
     "20_what_adam_sees": [],
     "21_interventions": [],
+    "22_predictors": ["04_block_spectra", "06_adam_vs_sgd"],
     "30_benchmarks": [],
 }
 # slots: these keep two processes busy nearly all the time, the others a core and a bit

@@ -26,6 +26,7 @@ from companion.figures.man_made import (
 from companion.figures.matrices import hessian_maps, outside_by_classes, share_by_stage
 from companion.figures.panels import lines
 from companion.figures.preconditioned import spread_by_coordinates
+from companion.figures.predictors import gap_by_predictor
 from companion.figures.quadratics import (
     adam_bound,
     gd_bound,
