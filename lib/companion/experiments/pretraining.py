@@ -10,8 +10,9 @@ import pandas as pd
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import ValueWithError
+from companion.experiments import optimizer_comparison
 from companion.experiments.initial_spectra import InitialSpectra
-from companion.experiments.optimizer_comparison import OptimizerComparison, compare, trained
+from companion.experiments.optimizer_comparison import compare, trained
 from companion.pretrained.gpt2 import Checkpoint
 from companion.pretrained.minilm import MiniLM
 from companion.pretrained.nano_gpt import NanoGPT, NanoWeights
@@ -118,10 +119,11 @@ class FineTuning(OfSubject, Job):
     """SGD with momentum against AdamW on a model, pre-trained or not, each at its best rate.
 
     As `OptimizerComparison`, and from scratch on the nano GPT the same to the bit. `compare`
-    explains ``rates``, ``repeats`` and ``seeds``.
+    explains ``rates``, ``repeats``, ``seeds`` and ``refined``.
     """
 
     TITLE = "tuning of {subject.name}"
+    ADDED = {"refined": False}  # noqa: RUF012  a class attribute of `Job`
     MADE_OF = (NanoWeights, FineTuningRun)
 
     subject: Subject
@@ -134,6 +136,7 @@ class FineTuning(OfSubject, Job):
     repeats: int = 2
     windows: int = 50
     device: str = "cpu"
+    refined: bool = False
 
     @property
     def name(self) -> str:
@@ -143,7 +146,8 @@ class FineTuning(OfSubject, Job):
     def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs: optimizer, rate, seed, part, step, loss, score; one row a window."""
         run = partial(declare, FineTuningRun, vars(self))
-        return compare(store, run, self.subject.middle, self.rates, self.seeds, self.repeats)
+        search = (self.rates, self.seeds, self.repeats, self.refined)
+        return compare(store, run, self.subject.middle, *search)
 
 
 def subjects(
@@ -174,7 +178,6 @@ def spectra(seeds: int, **settings: Any) -> dict[tuple[str, str, int], Job]:
 
     The nano GPT from scratch is the GPT of chapter 04.
     """
-    few = {key: value for key, value in settings["minilm"].items() if key != "train"}
     wanted: dict[tuple[str, str, int], Job] = {}
     for seed in range(seeds):
         for model, subject in declare(subjects, settings).items():
@@ -183,27 +186,36 @@ def spectra(seeds: int, **settings: Any) -> dict[tuple[str, str, int], Job]:
                     job = declare(InitialSpectra, settings, model="gpt", seed=seed)
                 else:
                     chosen = {"subject": subject, "pretrained": pretrained, "seed": seed}
-                    chosen |= few if model == "MiniLM" else {}
+                    chosen |= settings["minilm"] if model == "MiniLM" else {}
                     job = declare(PretrainedSpectra, settings, **chosen)
                 wanted[model, start, seed] = job
     return wanted
 
 
 def tunings(
-    train_steps: int, train_seeds: int, device: str = "cpu", **settings: Any
+    train_size: str,
+    train_samples: int,
+    batch: int,
+    train_steps: int,
+    train_seeds: int,
+    rates: int,
+    device: str = "cpu",
+    **settings: Any,
 ) -> dict[str, Job]:
-    """Declare chapter 09's comparisons of optimizers: model and start → job."""
-    run = {"steps": train_steps, "seeds": train_seeds, "device": device}
+    """Declare chapter 09's comparisons of optimizers: model and start → job.
+
+    From scratch the nano GPT is chapter 06's of ``train_size``; tuned, it is searched alike.
+    """
+    shared = (train_samples, batch, train_steps, train_seeds, rates)
     every = declare(subjects, settings)
-    scratch = OptimizerComparison("gpt", settings["size"], **run)
+    scratch = optimizer_comparison.jobs("gpt", train_size, *shared, device)[0]
+    alike = {"repeats": scratch.repeats, "refined": scratch.refined, "device": device}
     wanted: dict[str, Job] = {"nano GPT, from scratch": scratch}
-    wanted["nano GPT, pre-trained"] = FineTuning(every["nano GPT"], **run)
-    if "MiniLM" in every:
-        few = {"steps": settings["minilm"]["train"], "samples": 240, "batch": 8, "repeats": 0}
-        wanted["MiniLM, pre-trained"] = FineTuning(every["MiniLM"], **run | few)
+    wanted["nano GPT, pre-trained"] = FineTuning(every["nano GPT"], True, *shared, **alike)
     if "GPT2" in every:
+        few = {"samples": 500, "steps": train_steps, "seeds": train_seeds, "device": device}
         for start, pretrained in STARTS.items():
-            wanted[f"GPT2, {start}"] = FineTuning(every["GPT2"], pretrained, samples=500, **run)
+            wanted[f"GPT2, {start}"] = FineTuning(every["GPT2"], pretrained, **few)
     return wanted
 
 

@@ -64,7 +64,6 @@ class MiniLM:
     """
 
     name: ClassVar[str] = "minilm"
-    middle: ClassVar[dict[str, int]] = {"momentum": -4, "adamw": -7}
 
     pieces: int = 16
     layers: tuple[int, ...] = (0, 5)
