@@ -28,7 +28,7 @@ def numbers_by_block(table: pd.DataFrame, labels: Mapping[str, str], ylabel: str
     ``table``: model, number (position of the block), and a column for each key of ``labels``.
     """
     models = [name for name in MODEL if name in set(table["model"])]
-    figure, axes = panels(len(models), 4 if len(models) > 6 else 3, 1.7, sharey=True)
+    figure, axes = panels(len(models), None, 1.7, sharey=True)
     for ax, model in zip(axes, models, strict=True):
         part = table[table["model"] == model]
         for i, (column, label) in enumerate(labels.items()):
@@ -68,7 +68,7 @@ def paper_densities(measured: Sequence[Spectra], points: int = 401) -> pd.DataFr
 def paper_view(table: pd.DataFrame) -> Figure:
     """Draw four blocks of each model as the paper does: log density of `paper_densities`."""
     models = [name for name in MODEL if name in set(table["model"])]
-    figure, axes = panels(len(models), 4 if len(models) > 6 else 3, 1.9, sharex=True, sharey=True)
+    figure, axes = panels(len(models), None, 1.9, sharex=True, sharey=True)
     for ax, model in zip(axes, models, strict=True):
         part = table[table["model"] == model]
         for i, (block, one) in enumerate(part.groupby("block", sort=False)):
