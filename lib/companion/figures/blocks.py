@@ -76,7 +76,7 @@ def paper_view(table: pd.DataFrame) -> Figure:
                 one["position"], one["density"], color=COLORBLIND[i], label=block, linewidth=0.9
             )
         ax.legend(fontsize=5.5, frameon=False, loc="upper left", handlelength=1.2)
-        ax.set(title=model, yscale="log", ylim=(1e-5, 60))
+        ax.set(title=model, yscale="log", ylim=(1e-5, 3e4))  # room for the names
     figure.supxlabel(typeset("eigenvalue / largest |λ| of the block"), fontsize=8)
     figure.supylabel("density", fontsize=8)
     return figure

@@ -30,10 +30,11 @@ def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int | None = No
         ax.grid(False)
     if place := spare(figure):
         where = {"cax": place.inset_axes((0, 0.5, 1, 0.1)), "orientation": "horizontal"}
+        where["ticks"] = (1e-4, 1e-2)
+        figure.get_layout_engine().set(w_pad=0.07)  # small names print wider than they are laid out
     else:
         where = {"ax": axes, "shrink": 0.8, "pad": 0.01}
-    where |= {"extend": "min", "ticks": (1e-4, 1e-3, 1e-2, 1e-1)}
-    figure.colorbar(image, **where).set_label("JS divergence (nats)")
+    figure.colorbar(image, extend="min", **where).set_label("JS divergence (nats)")
     return figure
 
 
