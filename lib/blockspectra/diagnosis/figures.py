@@ -1,5 +1,6 @@
 """Figures of one model's diagnosis: its blocks, and its place among the reference models."""
 
+import itertools
 import textwrap
 from typing import NamedTuple
 
@@ -94,23 +95,21 @@ def gap_against(table: pd.DataFrame, xlabel: str, on_par: float, clearly_worse: 
     with its unit. The thresholds are drawn as lines.
     """
     figure, ax = plt.subplots(figsize=(COLUMN, 2.6))
-    for _, row in table.iterrows():
+    for (_, row), marker in zip(table.iterrows(), itertools.cycle("osD^vPX"), strict=False):
         ax.errorbar(
             row["value"],
             row["gap"],
             xerr=2 * np.nan_to_num(row["value_error"]),
             yerr=2 * np.nan_to_num(row["gap_error"]),
-            fmt="o",
+            fmt=marker,
             ms=4,
             color=FAMILY[row["family"]],
-        )
-        ax.annotate(
-            row["model"], (row["value"], row["gap"]), (4, 4), textcoords="offset points", fontsize=7
+            label=row["model"],
         )
     for height, style in ((on_par, ":"), (clearly_worse, "--")):
         ax.axhline(height, color="0.4", linewidth=0.8, linestyle=style)
     ax.set_xscale("log")
-    ax.margins(x=0.18)  # room for the names
+    figure.legend(loc="outside upper center", ncols=3, frameon=False)
     ax.set(xlabel=xlabel, ylabel="gap (share of AdamW's progress\nthat SGD lacks)")
     return figure
 

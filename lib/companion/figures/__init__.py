@@ -37,4 +37,9 @@ from companion.figures.quadratics import (
     steps_by_case,
 )
 from companion.figures.spectra import blockwise_spectra, spectrum_comparison
-from companion.figures.training import gap_closed, rate_search, training_curves
+from companion.figures.training import (
+    gap_along_training,
+    gap_closed,
+    rate_search,
+    training_curves,
+)

@@ -28,7 +28,7 @@ def numbers_by_block(table: pd.DataFrame, labels: Mapping[str, str], ylabel: str
     ``table``: model, number (position of the block), and a column for each key of ``labels``.
     """
     models = [name for name in MODEL if name in set(table["model"])]
-    figure, axes = panels(len(models), 4 if len(models) > 6 else 3, 1.7, sharey=True)
+    figure, axes = panels(len(models), None, 1.7, sharey=True)
     for ax, model in zip(axes, models, strict=True):
         part = table[table["model"] == model]
         for i, (column, label) in enumerate(labels.items()):
@@ -68,7 +68,7 @@ def paper_densities(measured: Sequence[Spectra], points: int = 401) -> pd.DataFr
 def paper_view(table: pd.DataFrame) -> Figure:
     """Draw four blocks of each model as the paper does: log density of `paper_densities`."""
     models = [name for name in MODEL if name in set(table["model"])]
-    figure, axes = panels(len(models), 4 if len(models) > 6 else 3, 1.9, sharex=True, sharey=True)
+    figure, axes = panels(len(models), None, 1.9, sharex=True, sharey=True)
     for ax, model in zip(axes, models, strict=True):
         part = table[table["model"] == model]
         for i, (block, one) in enumerate(part.groupby("block", sort=False)):
@@ -76,7 +76,7 @@ def paper_view(table: pd.DataFrame) -> Figure:
                 one["position"], one["density"], color=COLORBLIND[i], label=block, linewidth=0.9
             )
         ax.legend(fontsize=5.5, frameon=False, loc="upper left", handlelength=1.2)
-        ax.set(title=model, yscale="log", ylim=(1e-5, 60))
+        ax.set(title=model, yscale="log", ylim=(1e-5, 3e4))  # room for the names
     figure.supxlabel(typeset("eigenvalue / largest |λ| of the block"), fontsize=8)
     figure.supylabel("density", fontsize=8)
     return figure

@@ -7,53 +7,63 @@ import numpy as np
 import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from blockspectra.plotting.style import FAMILY, PAGE, short
-from companion.figures.panels import decades, panels, typeset
+from companion.figures.panels import panels, spare, typeset
 
 
-def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int = 3) -> Figure:
+def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int | None = None) -> Figure:
     """Heat-maps of pairwise JS divergence, one a model, on one logarithmic scale up to ln 2."""
-    columns = min(columns, len(matrices))
-    width = PAGE if columns > 2 else PAGE * (columns + 0.5) / 3
-    figure, axes = panels(len(matrices), columns, 1.95, width=width)
+    width = PAGE * min(1, (min(columns or 3, len(matrices)) + 0.5) / 3)
+    height = 1.7 if len(matrices) < 7 else 1.45
+    figure, axes = panels(len(matrices), columns, height, width=width)
     for ax, (model, matrix) in zip(axes, matrices.items(), strict=True):
         style = {"cmap": "rocket_r", "interpolation": "nearest"}
         image = ax.imshow(matrix.clip(1e-4), norm=LogNorm(1e-4, np.log(2)), **style)
-        every = 1 if len(matrix) <= 12 else 2
+        every = -(-len(matrix) // 12)
         ticks = range(0, len(matrix), every)
-        ax.set_yticks(ticks, [short(matrix.index[i]) for i in ticks], fontsize=4.5)
+        ax.set_yticks(ticks, [short(matrix.index[i]) for i in ticks], fontsize=5)
         ax.set_xticks([])
         mean = matrix.to_numpy()[np.triu_indices(len(matrix), 1)].mean()
         ax.set_title(f"{model}\nJS⁰ = {mean:.2g}")
         ax.grid(False)
-    one_row = len(matrices) <= columns
-    bar = figure.colorbar(image, ax=axes, shrink=0.9 if one_row else 0.6, pad=0.01, extend="min")
-    bar.set_label("JS divergence (nats)" if one_row else "Jensen–Shannon divergence (nats)")
+    if place := spare(figure):
+        where = {"cax": place.inset_axes((0, 0.5, 1, 0.1)), "orientation": "horizontal"}
+        where["ticks"] = (1e-4, 1e-2)
+        figure.get_layout_engine().set(w_pad=0.07)  # small names print wider than they are laid out
+    else:
+        where = {"ax": axes, "shrink": 0.8, "pad": 0.01}
+    figure.colorbar(image, extend="min", **where).set_label("JS divergence (nats)")
     return figure
 
 
 def heterogeneity_by_measure(table: pd.DataFrame) -> Figure:
     """Heterogeneity of every model, a panel a measure, with two standard errors.
 
+    Every panel spans as many decades, so that lengths can be compared between them.
     ``table``: model, family, measure, unit, value, standard_error; a row with measure ``reported``
     gives the paper's number.
     """
     measures = list(dict.fromkeys(table["measure"]))
     figure, axes = panels(len(measures), 3, 1.5)
     models = list(dict.fromkeys(table["model"]))
+    ends = np.log10(table.groupby("measure")["value"].agg(["min", "max"]))
+    half = (ends["max"] - ends["min"]).max() / 2 + 0.4  # decades, with a margin
     for ax, measure in zip(axes, measures, strict=True):
         part = table[table["measure"] == measure].set_index("model").reindex(models)
         for i, (_, row) in enumerate(part.iterrows()):
             if np.isfinite(row["value"]):
                 error, color = 2 * np.nan_to_num(row["standard_error"]), FAMILY[row["family"]]
                 ax.errorbar(row["value"], i, xerr=error, fmt="o", ms=3.5, color=color)
-        ax.set_xscale("log")
-        decades(ax, part["value"].dropna())
+        middle = ends.loc[measure].mean()
+        ax.set(xscale="log", xlim=(10 ** (middle - half), 10 ** (middle + half)))
+        ax.xaxis.set_major_locator(LogLocator(numticks=6))
+        ax.xaxis.set_minor_locator(NullLocator())
         ax.set_yticks(range(len(models)), models if ax in axes[::3] else [])
         ax.set_ylim(len(models) - 0.5, -0.5)
         ax.set_title(typeset(_title(measure)))
-        ax.set_xlabel(part["unit"].dropna().iloc[0], fontsize=7)
+        ax.set_xlabel(re.sub(r"^1\b", "no unit", part["unit"].dropna().iloc[0]), fontsize=7)
     return figure
 
 

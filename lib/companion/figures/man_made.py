@@ -69,12 +69,12 @@ def accuracy_against_rate(table: pd.DataFrame) -> Figure:
     """Test accuracy against learning rate, a panel a value of c; a cross has diverged.
 
     ``table``: c, optimizer, rate, seed, part, accuracy (share), diverged. Lines are means over the
-    seeds of the search, diamonds the fresh seeds at the best rate.
+    seeds of the search, diamonds the fresh seeds at the best rate. The axis ends 20 points below
+    the least of these; what has diverged is drawn there.
     """
     values = sorted(set(table["c"]))
-    columns = min(4, len(values))
-    height = 1.5 + 0.4 / -(-len(values) // columns)  # room for what is above and below all rows
-    figure, axes = panels(len(values), columns, height, sharex=True, sharey=True)
+    figure, axes = panels(len(values), None, 1.7, sharex=True, sharey=True)
+    bottom = max(0, 100 * table[table["part"] == "best"]["accuracy"].min() - 20)
     for ax, c in zip(axes, values, strict=True):
         for name, part in table[table["c"] == c].groupby("optimizer", sort=False):
             color = OPTIMIZER[name]
@@ -82,14 +82,12 @@ def accuracy_against_rate(table: pd.DataFrame) -> Figure:
             mean = search.groupby("rate").agg({"accuracy": "mean", "diverged": "any"})
             ax.plot(100 * mean["accuracy"], "-o", ms=2.5, color=color, label=OPTIMIZERS[name].title)
             lost = mean[mean["diverged"]]
-            ax.plot(100 * lost["accuracy"], "x", ms=5, color=color)
+            ax.plot(lost.index, [bottom] * len(lost), "x", ms=5, color=color)
             style = {"mfc": "none", "ms": 5, "mew": 0.6, "color": color}
             ax.plot(best["rate"], 100 * best["accuracy"], "D", **style)
-        ax.set(title=f"c = {c:g}", xscale="log")
+        ax.set(title=f"c = {c:g}", xscale="log", ylim=(bottom - 2, 101))
         ax.xaxis.set_major_locator(LogLocator(numticks=5))
         ax.xaxis.set_minor_locator(NullLocator())
-    for ax in axes[-columns:]:
-        ax.tick_params(labelbottom=True)  # also where the panel below is left out
     figure.supxlabel("largest learning rate", fontsize=8)
     figure.supylabel("test accuracy (%)", fontsize=8)
     legend(figure, axes[0])

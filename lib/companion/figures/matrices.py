@@ -60,19 +60,22 @@ def _outline(ax: Axes, blocks: np.ndarray) -> None:
 def share_by_stage(table: pd.DataFrame) -> Figure:
     """Share of the mass in the diagonal blocks against the stage, a panel a task.
 
-    ``table``: panel, layer, stage, seed, share, permuted; dotted what permuted rows would give.
+    ``table``: panel, layer, stage, seed, share, permuted (what permuted rows would give).
     """
     titles = list(dict.fromkeys(table["panel"]))
     figure, axes = panels(len(titles), None, 2.2, sharey=True, sharex=True)
     for ax, panel in zip(axes, titles, strict=True):
         part = table[table["panel"] == panel].assign(stage=lambda t: t["stage"].astype(str))
-        shared = {"x": "stage", "hue": "layer", "linestyles": "-", "ax": ax, "lw": 1.0, "ms": 4}
-        sns.pointplot(part, y="share", errorbar=("se", 2), legend=ax is axes[0], **shared)
+        shared = {"x": "stage", "hue": "layer", "ax": ax, "lw": 1.0, "ms": 4, "dodge": 0.2}
+        points = {"markers": ["o", "s", "D"], "linestyles": "-", "legend": ax is axes[0]}
+        sns.pointplot(part, y="share", errorbar=("se", 2), **points, **shared)
         shared |= {"linestyles": ":", "legend": False, "markers": ""}
         sns.pointplot(part, y="permuted", errorbar=None, **shared)
-        ax.axhline(0.9, color="0.4", linewidth=0.8, linestyle="--")
-        ax.set(title=panel, xlabel="% of training", ylabel="share in the blocks", ylim=(0, 1.02))
-    legend(figure, axes[0], "lower", 3)
+        ax.axhline(0.9, color="0.4", linewidth=0.8, linestyle="--", label="threshold")
+        ax.plot([], [], ":", color="0.4", label="rows permuted")
+        ax.set(title=panel, xlabel="% of training", ylabel="share in the blocks", ylim=(0, 1.06))
+        ax.margins(x=0.12)
+    legend(figure, axes[0], "lower")
     return figure
 
 
@@ -81,7 +84,7 @@ def outside_by_classes(table: pd.DataFrame, shown: Mapping[str, tuple[str, str]]
 
     ``table``: task, loss, layer, classes, seed, share, permuted; ``shown``: title of a panel →
     (loss, layer). Dotted what permuted rows would give, grey what even predictions give in the
-    output layer, 1 / classes.
+    output layer, 1 / classes. Lines join the points of a task that has more than three.
     """
     figure, axes = panels(len(shown), None, 2.3, sharey=True, sharex=True)
     order = ("images", "text", "pairs", "clusters", "gaussian")
@@ -91,13 +94,18 @@ def outside_by_classes(table: pd.DataFrame, shown: Mapping[str, tuple[str, str]]
         for i, task in enumerate(tasks):
             one = part[part["task"] == task].groupby("classes")[["share", "permuted"]]
             mean, error = 1 - one.mean(), 2 * one.sem()["share"]
-            style = {"color": f"C{i}", "marker": "os^Dv"[i], "ms": 4, "capsize": 2}
+            style = {"color": f"C{i}", "marker": "os^Dv"[i], "ms": 4, "mfc": "none", "capsize": 2}
+            style["linestyle"] = "-" if len(mean) > 3 else "none"
             ax.errorbar(mean.index, mean["share"], error, label=task, **style)
-            ax.plot(mean.index, mean["permuted"], color=f"C{i}", linestyle=":")
-        ax.axhline(0.1, color="0.4", linewidth=0.8, linestyle="--")
-        if layer == "output":
-            classes = np.array(sorted(part["classes"].unique()))
-            ax.plot(classes, 1 / classes, color="0.6", linewidth=2.5, alpha=0.6, zorder=0)
+            if len(mean) > 3:
+                ax.plot(mean.index, mean["permuted"], color=f"C{i}", linestyle=":")
+            else:
+                ax.plot(mean.index, mean["permuted"], "_", ms=6, color=f"C{i}")
+        ax.axhline(0.1, color="0.4", linewidth=0.8, linestyle="--", label="threshold")
+        ax.plot([], [], ":", color="0.4", label="rows permuted")
+        grey = {"color": "0.6", "linewidth": 2.5, "alpha": 0.6, "zorder": 0}
+        classes = np.array(sorted(part["classes"].unique() if layer == "output" else []))
+        ax.plot(classes, 1 / classes, **grey, label="1 / classes")
         ax.set(title=title, xlabel="classes", xscale="log", yscale="log")
         ax.set_xticks([2, 10, 100], ["2", "10", "100"])
         ax.minorticks_off()

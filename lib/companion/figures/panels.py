@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 
 import matplotlib.pyplot as plt
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -33,31 +32,47 @@ def panels(
     width: float = PAGE,
     **shared: bool | str,
 ) -> tuple[Figure, list[Axes]]:
-    """Make a figure of some panels in rows; places left over stay empty.
+    """Make a figure of some panels in rows; places left over are invisible axes.
 
-    ``columns`` panels at most in a row, all in one if None; ``height`` of a row and ``width`` of
-    the figure in inches; ``shared``: ``sharex`` and ``sharey`` of matplotlib.
+    ``columns`` panels at most in a row, by default three or four, whichever leaves fewer places
+    over; ``height`` of a row and ``width`` of the figure in inches; ``shared``: ``sharex`` and
+    ``sharey`` of matplotlib.
     """
-    columns = min(columns or count, count)
+    columns = min(columns or min((3, 4), key=lambda n: -count % n), count)
     rows = -(-count // columns)
     figure, axes = plt.subplots(
         rows, columns, figsize=(width, height * rows), squeeze=False, **shared
     )
     for ax in axes.flat[count:]:
         ax.set_visible(False)
+    for ax in axes.flat[max(count - columns, 0) : count]:
+        ax.tick_params(labelbottom=True)  # also where the place below is left over
     return figure, list(axes.flat[:count])
+
+
+def spare(figure: Figure) -> Axes | None:
+    """Return an axes without frame at the first place that `panels` has left over, if any is."""
+    for ax in figure.axes:
+        if not ax.get_visible():
+            ax.set_visible(True)
+            ax.axis("off")
+            return ax
+    return None
 
 
 def legend(
     figure: Figure, ax: Axes, where: str = "upper", ncols: int | None = None, **settings
 ) -> None:
-    """Put one legend for all panels above or below them (``where``), with the entries of one.
+    """Put one legend for all panels where a place is left over, otherwise above or below them.
 
-    ``ncols`` entries in a row, by default all; further settings are those of `Figure.legend`.
+    The entries are those of ``ax``, ``ncols`` in a row above or below (``where``), by default all;
+    further settings are those of `Figure.legend`.
     """
     handles, labels = ax.get_legend_handles_labels()
-    settings |= {"loc": f"outside {where} center", "ncols": ncols or len(labels)}
-    figure.legend(handles, [typeset(label) for label in labels], frameon=False, **settings)
+    outside = {"loc": f"outside {where} center", "ncols": ncols or len(labels)}
+    place = spare(figure)
+    settings |= {"frameon": False} | ({"loc": "center"} if place else outside)
+    (place or figure).legend(handles, [typeset(label) for label in labels], **settings)
     if ax.get_legend():
         ax.get_legend().remove()
 
@@ -130,14 +145,6 @@ def lines(
             ax.axvline(guide, color="0.4", linewidth=0.8, linestyle=":")
     legend(figure, axes[0], "lower", 6 if wide else 2)
     return figure
-
-
-def decades(ax: Axes, values: pd.Series) -> None:
-    """Widen a logarithmic axis to whole decades, so that at least two of them carry a label."""
-    low, high = np.floor(np.log10(values.min() * 0.8)), np.ceil(np.log10(values.max() * 1.25))
-    ax.set_xlim(10**low, 10**high)
-    ax.xaxis.set_major_locator(LogLocator(numticks=5))
-    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def plain_ticks(axis: Axis, span: float) -> None:

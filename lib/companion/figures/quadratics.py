@@ -22,20 +22,25 @@ METHOD = {  # name → (label, colour)
 
 
 def gradient_norms(curves: pd.DataFrame) -> Figure:
-    """‖g‖/‖g⁰‖ against iteration, a panel a case: median, with the 10–90 % band over draws.
+    """‖g‖/‖g⁰‖ against iteration, a column a case: median, with the 10–90 % band over draws.
 
+    Above on a linear axis, as far as all methods run, as in the paper; below on a logarithmic one.
     ``curves``: case (title), optimizer (a key of `METHOD`), step, low, median, high.
     """
     cases = list(dict.fromkeys(curves["case"]))
-    figure, axes = panels(len(cases), -(-len(cases) // 2), 2.1, sharex=True, sharey=True)
-    for ax, case in zip(axes, cases, strict=True):
-        part = curves[curves["case"] == case]
+    figure, axes = panels(2 * len(cases), len(cases), 2.0, sharex="row", sharey=True)
+    last = curves.groupby("optimizer")["step"].max().min()
+    for i, ax in enumerate(axes):
+        part = curves[curves["case"] == cases[i % len(cases)]]
         for name, (label, color) in METHOD.items():
             _band(ax, part[part["optimizer"] == name], label, color)
-        ax.set_title(case)
-        ax.set(xscale="log", yscale="log", ylim=(3e-8, 30))
+        ax.set(yscale="log", ylim=(3e-8, 30))
+        if i < len(cases):
+            ax.set(title=cases[i], xlim=(0, last))
+        else:
+            ax.set(xscale="log")
         _sparse(ax)
-    figure.supxlabel("iteration", fontsize=8)
+    figure.supxlabel("iteration (above: linear axis; below: logarithmic)", fontsize=8)
     figure.supylabel("gradient norm / its first", fontsize=8)
     legend(figure, axes[0])
     return figure
@@ -95,14 +100,16 @@ def gd_bound(contractions: pd.DataFrame, gaps: pd.DataFrame, bounds: Mapping[str
     """
     figure, (left, right) = panels(2, None, 2.5)
     shrinking = contractions[contractions["ratio"] < 1]
-    left.plot(shrinking["share"], 1 - shrinking["ratio"], color=METHOD["gd"][1], label="measured")
+    under = {"color": METHOD["gd"][1], "linewidth": 2.5, "alpha": 0.6}  # a bound lies on it
+    left.plot(shrinking["share"], 1 - shrinking["ratio"], **under, label="measured")
     for (label, bound), style in zip(bounds.items(), ("--", ":"), strict=True):
         left.axhline(1 - bound, color="0.2", linestyle=style, label=label)
     left.set(xlabel="step size / (2/(L+μ))", ylim=(0, None))
     left.set_ylabel("largest share of the gap\nthat one step removes")
     left.legend(loc="lower center")
+    worst = gaps[gaps["curve"] == "from the worst start"]
+    right.plot(worst["step"], worst["median"], **under, label="from the worst start")
     styles: dict[str, tuple] = {
-        "from the worst start": (METHOD["gd"][1], "-"),
         "from Gaussian starts": (COLORBLIND[0], "-"),
         "bound with the square": ("0.2", "--"),
         "bound without it": ("0.2", ":"),
@@ -160,21 +167,25 @@ def ratio_distribution(table: pd.DataFrame, threshold: float, share: float) -> F
 
 
 def limit_cycle(table: pd.DataFrame) -> Figure:
-    """|w| in units of η/2 against iteration, a panel a β₂, a line a start.
+    """|w| in units of η/2 against iteration, a column a β₂, a line a start.
 
+    Above all that is left of w, on a logarithmic axis, below the neighbourhood of the limit cycle.
     ``table``: beta2, start, step, distance (|w|/(η/2)).
     """
     betas = sorted(set(table["beta2"]))
-    figure, axes = panels(len(betas), None, 2.3, sharex=True, sharey=True)
-    for ax, beta2 in zip(axes, betas, strict=True):
-        part = table[table["beta2"] == beta2]
-        for (start, one), color in zip(part.groupby("start"), COLORBLIND, strict=False):
-            label = f"from w⁰ = {start:g}"
-            ax.plot(one["step"], one["distance"].clip(lower=1e-300), color=color, label=label)
+    figure, axes = panels(2 * len(betas), len(betas), 1.6, sharex=True, sharey="row")
+    for i, ax in enumerate(axes):
+        part = table[table["beta2"] == betas[i % len(betas)]]
+        for j, (start, one) in enumerate(part.groupby("start")):
+            style = {"color": COLORBLIND[j], "zorder": 3 - j, "label": f"from w⁰ = {start:g}"}
+            ax.plot(one["step"], one["distance"].clip(lower=1e-300), **style)
         ax.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
-        ax.set_title(f"β₂ = {beta2:g}")
-        ax.set(yscale="log", ylim=(1e-160, 1e10), xlabel="iteration")
-    axes[0].set_ylabel("|w| / (η/2)")
+        if i < len(betas):
+            ax.set(title=f"β₂ = {betas[i]:g}", yscale="log", ylim=(1e-160, 1e10))
+        else:
+            ax.set(ylim=(0.8, 1.2), xlabel="iteration")
+    for ax in axes[:: len(betas)]:
+        ax.set_ylabel("|w| / (η/2)")
     legend(figure, axes[0])
     return figure
 

@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE
-from companion.figures.panels import legend, panels, typeset
+from companion.figures.panels import MODEL, legend, panels, typeset
 from companion.training import OPTIMIZERS
 
 OPTIMIZER = {  # colours of families and of optimizers do not meet
@@ -16,13 +16,13 @@ OPTIMIZER = {  # colours of families and of optimizers do not meet
 }
 
 
-def training_curves(table: pd.DataFrame, columns: int = 3) -> Figure:
+def training_curves(table: pd.DataFrame, columns: int | None = None) -> Figure:
     """Loss against step, a panel a model: median over seeds, with a band from least to largest.
 
     ``table``: panel, optimizer, seed, step, loss (nats); a run that diverged is drawn until there.
     """
     names = list(dict.fromkeys(table["panel"]))
-    width = PAGE * min(columns, len(names)) / 3
+    width = PAGE * min(columns or 3, len(names), 3) / 3
     figure, axes = panels(len(names), columns, 1.85, width=width)
     for ax, panel in zip(axes, names, strict=True):
         part = table[(table["panel"] == panel) & np.isfinite(table["loss"])]
@@ -39,6 +39,27 @@ def training_curves(table: pd.DataFrame, columns: int = 3) -> Figure:
     return figure
 
 
+def gap_along_training(table: pd.DataFrame, on_par: float, clearly_worse: float) -> Figure:
+    """Gap against step, a panel a model: median over seeds, with a band from least to largest.
+
+    ``table``: panel, seed, step, gap (share of AdamW's progress). The thresholds are drawn as
+    lines, dotted and dashed.
+    """
+    names = [name for name in MODEL if name in set(table["panel"])]
+    shared = {"sharex": True, "sharey": True}
+    figure, axes = panels(len(names), None, 1.5, width=PAGE * min(3, len(names)) / 3, **shared)
+    for ax, panel in zip(axes, names, strict=True):
+        gap = table[table["panel"] == panel].groupby("step")["gap"].agg(["min", "median", "max"])
+        ax.plot(gap["median"], color=MODEL[panel])
+        ax.fill_between(gap.index, gap["min"], gap["max"], color=MODEL[panel], alpha=0.25, lw=0)
+        for height, style in ((0, "-"), (on_par, ":"), (clearly_worse, "--")):
+            ax.axhline(height, color="0.4", linewidth=0.8, linestyle=style)
+        ax.set_title(panel)
+    figure.supxlabel("step", fontsize=8)
+    figure.supylabel("gap (share of AdamW's progress)", fontsize=8)
+    return figure
+
+
 def rate_search(table: pd.DataFrame) -> Figure:
     """Draw final loss against learning rate, a panel a model; a cross at the top has diverged.
 
@@ -47,7 +68,7 @@ def rate_search(table: pd.DataFrame) -> Figure:
     the best rate.
     """
     names = list(dict.fromkeys(table["panel"]))
-    figure, axes = panels(len(names), 3, 1.85, width=PAGE * min(3, len(names)) / 3, sharex=True)
+    figure, axes = panels(len(names), None, 1.85, width=PAGE * min(3, len(names)) / 3, sharex=True)
     runs = table.drop_duplicates(["panel", "optimizer", "rate", "seed", "part"])
     for ax, panel in zip(axes, names, strict=True):
         part = runs[runs["panel"] == panel]
