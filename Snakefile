@@ -27,7 +27,7 @@ CHAPTERS = {  # chapter: the chapters whose results it reads
     "03_full_spectra": [],
     "04_block_spectra": [],
     "05_block_heterogeneity": ["04_block_spectra"],
-    "06_adam_vs_sgd": ["04_block_spectra"],
+    "06_adam_vs_sgd": [],
     "07_man_made_mlp": [],
     "08_mlp_mixer": ["04_block_spectra", "06_adam_vs_sgd"],
     "09_pretrained_gpt2": ["04_block_spectra", "06_adam_vs_sgd"],
