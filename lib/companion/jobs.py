@@ -52,7 +52,7 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
     "03_full_spectra": [spectra_during_training.jobs],
     "04_block_spectra": [
         *(initial_spectra.jobs, initial_spectra.deeper, initial_spectra.variants),
-        independent_check.jobs,
+        *(independent_check.jobs, independent_check.estimates),
     ],
     "05_block_heterogeneity": [initial_spectra.jobs, initial_spectra.sweep_of_samples],
     "06_adam_vs_sgd": [optimizer_comparison.jobs],

@@ -27,7 +27,7 @@ from companion.experiments.estimator_accuracy import (
     ExactEigenvalues,
     HeterogeneityBias,
 )
-from companion.experiments.independent_check import IndependentCheck
+from companion.experiments.independent_check import IndependentCheck, IndependentEstimates
 from companion.experiments.initial_spectra import InitialSpectra
 from companion.experiments.interventions import BlockScales, Interventions
 from companion.experiments.man_made_mlp import ManMadeComparison, ManMadeRuns, ManMadeSpectra
@@ -108,6 +108,10 @@ JOBS: dict[Job, tuple] = {
     IndependentCheck(InitialSpectra("gpt", "tiny", **TINY)): (
         "spectra",
         medians("alpha_by_differences", "beta_by_differences"),
+    ),
+    IndependentEstimates(InitialSpectra("gpt", "tiny", **TINY)): (
+        "spectra",
+        medians("largest_anew", "trace_anew"),
     ),
     SpectraDuringTraining(
         *("resnet", "momentum", 0.02, "tiny"),

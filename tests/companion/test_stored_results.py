@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from companion.claims import CLAIMS, Finding
-from companion.experiments.independent_check import deviations
+from companion.experiments.independent_check import deviations, disagreement
 from companion.rate_search import grids_table
 
 RESULTS = Path(__file__).parents[2] / "data" / "results"
@@ -80,3 +80,13 @@ CHECKS = sorted((RESULTS / "full").glob("check-*.csv"))
 @pytest.mark.parametrize("path", CHECKS, ids=lambda path: path.stem)
 def test_spectra_of_the_papers_sizes_agree_with_differences_of_plain_gradients(path):
     assert deviations(pd.read_csv(path)).max() < 1e-3
+
+
+ESTIMATES = sorted((RESULTS / "full").glob("estimates-*.csv"))
+
+
+@pytest.mark.parametrize("path", ESTIMATES, ids=lambda path: path.stem)
+def test_largest_eigenvalue_and_trace_agree_with_those_estimated_anew(path):
+    found = disagreement(pd.read_csv(path))
+    assert found["beyond"].max() < 1e-3
+    assert found["trace"].abs().max() < 4
