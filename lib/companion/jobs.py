@@ -55,7 +55,7 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
         *(independent_check.jobs, independent_check.estimates),
     ],
     "05_block_heterogeneity": [initial_spectra.jobs, initial_spectra.sweep_of_samples],
-    "06_adam_vs_sgd": [optimizer_comparison.jobs],
+    "06_adam_vs_sgd": [optimizer_comparison.jobs, optimizer_comparison.map_of_batches],
     "07_man_made_mlp": [man_made_mlp.comparisons, man_made_mlp.spectra],
     "08_mlp_mixer": [initial_spectra.jobs, optimizer_comparison.jobs_of_train_size],
     "09_pretrained_gpt2": [pretraining.pretrainings, pretraining.spectra, pretraining.tunings],

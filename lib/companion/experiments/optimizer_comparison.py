@@ -23,6 +23,8 @@ MIDDLE = {"momentum": -3, "adamw": -5}  # exponents of `rate_of` to search aroun
 ORDER = ("vgg", "mixer", "vit", "gpt", "gpt-bpe", "bert", "resnet")  # by what a step takes
 #: searches and evaluation at the size of the full preset, whose runs are long
 MEDIUM = {"test_samples": 800, "repeats": 2, "refined": True}
+#: batch and steps of `map_of_batches`, by what a run costs
+MAP = ((16, 100), (64, 100), (16, 400), (256, 100), (256, 400))
 MOST = {"gpt-bpe": 9500, "bert": 7800}  # windows that the texts have, nearly
 MOST |= {name: 3200 for name, one in setups.VARIANTS.items() if one.get("tail")}  # images
 
@@ -194,3 +196,18 @@ def jobs(
 def jobs_of_train_size(train_size: str, **settings: Any) -> list[OptimizerComparison]:
     """Declare the same where ``size`` is of other models: those of chapter 08's spectra."""
     return declare(jobs, settings, size=train_size)
+
+
+def map_of_batches(preset: str, train_samples: int, rates: int) -> list[OptimizerComparison]:
+    """Declare, for the full preset, where the gap begins: batches by steps, three seeds each.
+
+    The cheapest first, and of each the model whose gap is largest; 64 by 400 steps is `jobs`'.
+    """
+    if preset != "full":
+        return []
+    settings = {"rates": rates, "seeds": 3} | MEDIUM | {"repeats": 1, "test_samples": 0}
+    return [
+        OptimizerComparison(name, "medium", train_samples, batch, steps, **settings)
+        for batch, steps in MAP
+        for name in ("gpt", "vit", "vgg")
+    ]

@@ -40,6 +40,7 @@ from companion.figures.spectra import blockwise_spectra, spectrum_comparison
 from companion.figures.training import (
     gap_along_training,
     gap_closed,
+    gap_map,
     rate_search,
     training_curves,
 )

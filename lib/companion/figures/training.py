@@ -2,6 +2,7 @@
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.figure import Figure
 
 from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE
@@ -57,6 +58,35 @@ def gap_along_training(table: pd.DataFrame, on_par: float, clearly_worse: float)
         ax.set_title(panel)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("gap (share of AdamW's progress)", fontsize=8)
+    return figure
+
+
+def gap_map(table: pd.DataFrame, clearly_worse: float) -> Figure:
+    """Gap by steps and batch, a panel a model, in colours that part at the threshold.
+
+    ``table``: panel, batch, steps, gap, error; the numbers stand in the cells.
+    """
+    names = list(dict.fromkeys(table["panel"]))
+    figure, axes = panels(len(names), None, 1.9, width=PAGE * min(3, len(names)) / 3, sharey=True)
+    for ax, panel in zip(axes, names, strict=True):
+        part = table[table["panel"] == panel]
+        shape = {"index": "batch", "columns": "steps"}
+        values = part.pivot_table("gap", **shape).sort_index(ascending=False)
+        shown = part.assign(text=[f"{g:.2f}\n±{e:.2f}" for g, e in part[["gap", "error"]].values])
+        texts = shown.pivot_table("text", **shape, aggfunc="first").reindex_like(values).fillna("")
+        sns.heatmap(
+            values,
+            annot=texts,
+            fmt="",
+            cmap="RdBu_r",
+            center=clearly_worse,
+            vmin=0,
+            vmax=2 * clearly_worse,
+            annot_kws={"size": 7},
+            cbar=False,
+            ax=ax,
+        )
+        ax.set(title=panel, xlabel="steps", ylabel="batch" if ax is axes[0] else "")
     return figure
 
 
