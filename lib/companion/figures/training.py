@@ -71,7 +71,9 @@ def gap_map(table: pd.DataFrame, clearly_worse: float) -> Figure:
     for ax, panel in zip(axes, names, strict=True):
         part = table[table["panel"] == panel]
         shape = {"index": "batch", "columns": "steps"}
-        values = part.pivot_table("gap", **shape).sort_index(ascending=False)
+        values = part.pivot_table("gap", **shape)
+        values = values.reindex(index=sorted(set(table["batch"]), reverse=True))
+        values = values.reindex(columns=sorted(set(table["steps"])))
         shown = part.assign(text=[f"{g:.2f}\n±{e:.2f}" for g, e in part[["gap", "error"]].values])
         texts = shown.pivot_table("text", **shape, aggfunc="first").reindex_like(values).fillna("")
         sns.heatmap(
