@@ -12,6 +12,7 @@ from torch import nn
 from blockspectra.blocks import Block, partition
 from blockspectra.cost import Cost, estimate
 from blockspectra.distance import heterogeneity, js0, rms
+from blockspectra.problem import Problem, cross_entropy
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import ValueWithError, combine
@@ -20,6 +21,11 @@ from companion.setups import Setup, setup
 from companion.spectrum_similarity import scaled
 from companion.store import Job, Store, declare
 
+#: `cross_entropy` in two parts, as the Gauss–Newton matrix needs it: outputs and loss of outputs
+CROSS_ENTROPY_PARTS = (
+    lambda model, batch: model(batch[0]),
+    lambda outputs, batch: cross_entropy(lambda _: outputs, batch),
+)
 #: cheapest product first
 ORDER = ("vgg", "mixer", "vit", "nano", "gpt", "gpt-bpe", "resnet", "bert")
 
@@ -43,8 +49,13 @@ class InitialSpectra(Job):
     device: str = "cpu"
     blocks: str = "all"  #: or "chosen", see `chosen_blocks`
     statistics: str = "running"  #: of BatchNorm, as in the released code; or "batch"
+    matrix: str = "hessian"  #: or "ggn", its Gauss–Newton part
 
-    ADDED = {"blocks": "all", "statistics": "running"}  # noqa: RUF012  a class attribute of `Job`
+    ADDED = {  # noqa: RUF012  a class attribute of `Job`
+        "blocks": "all",
+        "statistics": "running",
+        "matrix": "hessian",
+    }
 
     data_key = setups.data_key
 
@@ -76,8 +87,12 @@ class InitialSpectra(Job):
             made.problem.model.train()
             made.problem.batch_statistics = True
         blocks = self.partition(made.problem.model)
+        problem = made.problem
+        if self.matrix == "ggn":
+            problem = Problem(problem.model, CROSS_ENTROPY_PARTS, problem.batches)
         settings = {"steps": self.steps, "probes": self.probes, "seed": self.seed}
-        result = block_spectra(made.problem, blocks, **settings, checkpoint=store.unfinished(self))
+        settings |= {"matrix": self.matrix, "checkpoint": store.unfinished(self)}
+        result = block_spectra(problem, blocks, **settings)
         result.meta.update(self.settings(), **made.about)
         return result
 
@@ -109,8 +124,9 @@ def deeper(size: str) -> list[InitialSpectra]:
 def variants(preset: str) -> list[InitialSpectra]:
     """Declare other ways to measure the reduced models, for the full preset: quick spectra.
 
-    Five initialisations at 64 samples; other partitions; the paper's standard deviations as they
-    are; BatchNorm by the statistics of the batch (it changes only the ResNet).
+    Five initialisations at 64 samples, of the Hessian and of its Gauss–Newton part; other
+    partitions; the paper's standard deviations as they are; BatchNorm by the statistics of the
+    batch (it changes only the ResNet).
     """
     if preset != "full":
         return []
@@ -122,13 +138,17 @@ def variants(preset: str) -> list[InitialSpectra]:
     for model in ("vgg", "resnet", "vit", "gpt"):  # thousands of blocks: one probe, no λ_max
         jobs.append(InitialSpectra(model, steps=2, probes=1, by="neuron"))
     many = [(model, seed) for seed in range(5) for model in setups.REDUCED]
-    return jobs + [InitialSpectra(model, samples=64, seed=seed, **quick) for model, seed in many]
+    quick |= {"samples": 64}
+    jobs += [InitialSpectra(model, seed=seed, **quick) for model, seed in many]
+    return jobs + [InitialSpectra(model, seed=seed, **quick, matrix="ggn") for model, seed in many]
 
 
 def variant(one: Spectra) -> str:
     """Say in which way of `variants` a spectrum was measured."""
-    about = {"samples": 8, "by": "tensor", "literal_init": False, "statistics": "running"}
+    about = {"matrix": "hessian", "samples": 8, "by": "tensor", "literal_init": False}
+    about |= {"statistics": "running"}
     words = {
+        "matrix": "Gauss–Newton part, 64 samples, five seeds",
         "samples": "{} samples, five seeds",
         "by": "blocks by {}",
         "literal_init": "the paper's standard deviations",
