@@ -60,17 +60,12 @@ class Piece:
 class Block:
     """A named set of trainable entries whose diagonal block of the Hessian is measured.
 
-    Attributes
-    ----------
-    name : str
-        Parameter name without a trailing ``.weight``; tied weights carry all their names, joined
-        by ``=``; parts of a parameter add ``.q``, ``.k``, ``.v``, ``.head3`` or ``[7]``.
-    pieces : tuple of Piece
-        One, but for ``by="layer"``.
+    The name is the parameter's without a trailing ``.weight``; tied weights carry all their names,
+    joined by ``=``; parts of a parameter add ``.q``, ``.k``, ``.v``, ``.head3`` or ``[7]``.
     """
 
     name: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[Piece, ...]  #: one, but for ``by="layer"``
 
     @cached_property
     def size(self) -> int:

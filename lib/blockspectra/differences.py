@@ -36,24 +36,12 @@ ROUNDING = 20  # error of a sum, in units of the machine's for its largest terms
 
 @dataclass(frozen=True, eq=False)
 class Differences:
-    """Differences along one direction through some parameters.
+    """Differences along one direction through some parameters."""
 
-    Attributes
-    ----------
-    vectors : dict, parameter → Tensor
-        The direction.
-    products : dict, parameter → Tensor
-        By differences, the Hessian times the direction.
-    uncertain : dict, parameter → float
-        Largest root mean square of their error.
-    slope_error : str
-        What is wrong with the gradient; empty where nothing is.
-    """
-
-    vectors: dict[nn.Parameter, Tensor]
-    products: dict[nn.Parameter, Tensor]
-    uncertain: dict[nn.Parameter, float]
-    slope_error: str
+    vectors: dict[nn.Parameter, Tensor]  #: the direction
+    products: dict[nn.Parameter, Tensor]  #: by differences, the Hessian times the direction
+    uncertain: dict[nn.Parameter, float]  #: largest root mean square of their error
+    slope_error: str  #: what is wrong with the gradient; empty where nothing is
 
     @property
     def unclear(self) -> list[nn.Parameter]:
@@ -93,20 +81,10 @@ def differences(
 ) -> Differences:
     """Take differences, in float64 where model and device lend themselves to it.
 
-    What remains of their error is then far below that of products in float32.
-
-    Parameters
-    ----------
-    problem : Problem
-    batch
-        One of the problem's.
-    parameters : sequence of torch.nn.Parameter
-        Moved, and put back. A graph that is kept meanwhile makes differences uncertain.
-    seed : int
-        Of the direction.
-    both : bool
-        Take both sides, by three gradients. Otherwise, in float64, one side by two. What agrees
-        with it is right; whether what does not is wrong, its uncertainty does not tell.
+    What remains of their error is then far below that of products in float32. Parameters are moved
+    along a direction that the seed draws, and put back; a graph that is kept meanwhile makes
+    differences uncertain. Both sides take three gradients. One side, in float64 alone, takes two:
+    what agrees with it is right; whether what does not is wrong, its uncertainty does not tell.
     """
     vectors = _direction(parameters, seed)
     try:
@@ -198,18 +176,8 @@ def copied(
 ) -> Iterator[dict[Tensor, Tensor]]:
     """Make parameters and buffers of the model copies, and put the originals back on leaving.
 
-    Parameters
-    ----------
-    problem : Problem
-    others : iterable of Tensor, optional
-        More of them, outside of the model.
-    dtype : torch.dtype, optional
-        That of the copies of real numbers; by default each one's own.
-
-    Yields
-    ------
-    dict, parameter or buffer → Tensor
-        The originals' data.
+    And ``others``, outside of the model. The ``dtype`` is that of copies of real numbers, by
+    default each one's own. Yields the originals' data, by parameter or buffer.
     """
     kept = {t: t.data for t in {*problem.model.parameters(), *problem.model.buffers(), *others}}
     try:

@@ -117,15 +117,8 @@ class BlockHessians:
     def products(self, wanted: Sequence[tuple[Block, Tensor]]) -> list[Tensor]:
         """Blocks of the Hessian times vectors, each batch's graph used for all of them in turn.
 
-        Parameters
-        ----------
-        wanted : sequence of (Block, Tensor)
-            See `GradientGraph.product` for the shapes.
-
-        Returns
-        -------
-        list of Tensor
-            In the parameters' dtype, summed in float64 where there are several batches.
+        Shapes as in `GradientGraph.product`; in the parameters' dtype, summed in float64 where
+        there are several batches.
         """
         totals: list[Any] = [0] * len(wanted)
         wanted = [(b, self._scaled(b, vector)) for b, vector in wanted]
@@ -186,21 +179,9 @@ def hessian_product(problem: Problem, vector: Tensor) -> Tensor:
 def block_products(
     problem: Problem, blocks: Sequence[Block], vectors: Sequence[Tensor]
 ) -> list[Tensor]:
-    """Each block's Hessian times its own vector, from one shared graph.
+    """Each block's Hessian times its own vector, (block.size,) each, from one shared graph.
 
-    Parameters
-    ----------
-    problem : Problem
-        Checked before anything is computed.
-    blocks : sequence of Block
-        From `partition`.
-    vectors : sequence of Tensor
-        One of shape (block.size,) a block.
-
-    Returns
-    -------
-    list of Tensor
-        One of shape (block.size,) a block.
+    The problem is checked before anything is computed.
     """
     for block, vector in zip(blocks, vectors, strict=True):
         if vector.shape != (block.size,):
@@ -215,10 +196,7 @@ def block_products(
 def dense_hessian(problem: Problem, block: Block, *, limit: int = 10_000) -> Tensor:
     """Exact Hessian of a small block, (size, size), column by column.
 
-    Raises
-    ------
-    ValueError
-        If the block has more than ``limit`` parameters: it would take as many products.
+    ValueError if it has more than ``limit`` parameters: it would take as many products.
     """
     if block.size > limit:
         raise ValueError(

@@ -50,28 +50,16 @@ def verdict(criteria: Sequence[Criterion]) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """A claim, by its id in `CLAIMS`, as measured here.
-
-    Attributes
-    ----------
-    claim : str
-    criteria : list of Criterion
-        Of the run at hand: what a reader's own run is compared with.
-    note : str
-        Tells of stand-in data, reduced sizes, the likely reason of a failure.
-    full : list of Criterion
-        The same of the stored results at the ``full`` preset; empty if there are none.
-    variations : dict, str → bool
-        Other ways to measure it, and whether the claim holds under each.
-    untested : str
-        Why the run at hand could not have shown the claim, if so: its criteria do not count then.
-    """
+    """A claim, by its id in `CLAIMS`, as measured here."""
 
     claim: str
-    criteria: list[Criterion]
-    note: str
+    criteria: list[Criterion]  #: of the run at hand: what a reader's own run is compared with
+    note: str  #: tells of stand-in data, reduced sizes, the likely reason of a failure
+    #: the same of the stored results at the ``full`` preset; empty if there are none
     full: list[Criterion] = field(default_factory=list)
+    #: other ways to measure it, and whether the claim holds under each
     variations: dict[str, bool] = field(default_factory=dict)
+    #: why the run at hand could not have shown the claim, if so: its criteria do not count then
     untested: str = ""
 
     def __post_init__(self):

@@ -11,10 +11,9 @@ from pathlib import Path
 import pandas as pd
 
 from blockspectra.diagnosis.references import GAP, SETTINGS, TABLE
-from blockspectra.distance import heterogeneity
 from blockspectra.files import write_text
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import ValueWithError, combine
+from companion.experiments.initial_spectra import SHAPES, by_measure
 from companion.rate_search import gap
 from companion.report import manifest
 from companion.setups import ARCHITECTURES, REDUCED
@@ -30,30 +29,16 @@ def collect(results: Path) -> pd.DataFrame:
     files = [results / name for name in manifest(results, CHAPTER)["results"]]
     spectra = [Spectra.load(path) for path in files if path.suffix == ".npz"]
     runs = {p.stem.split("-")[1]: p for p in files if p.stem.startswith("contest-")}
-    rows = []
+    parts = []
     for name in REDUCED:
-        architecture = ARCHITECTURES[name]
         measured = [one for one in spectra if one.meta["model"] == name]
-        found = pd.concat([heterogeneity(one).assign(seed=one.meta["seed"]) for one in measured])
+        table = by_measure(measured).set_index("measure").drop(SHAPES)
+        number, about = gap(pd.read_csv(runs[name])), ARCHITECTURES[name]
+        table.loc[GAP] = (about.title, about.family, "of AdamW's progress", *number)
         settings = {key: measured[0].meta[key] for key in ("steps", "probes", "samples")}
-        about = {"model": architecture.title, "family": architecture.family}
-        numbers = {
-            measure: (
-                combine([ValueWithError(*x) for x in part.to_numpy()[:, :2]]),
-                part["unit"].iloc[0],
-            )
-            for measure, part in found.groupby("measure", sort=False)
-        }
-        numbers[GAP] = gap(pd.read_csv(runs[name])), "of AdamW's progress"
-        rows += [
-            about
-            | {"measure": measure, "value": value, "standard_error": error, "unit": unit}
-            | settings
-            | {"seeds": len(measured)}
-            for measure, ((value, error), unit) in numbers.items()
-        ]
+        parts.append(table.reset_index().assign(**settings, seeds=len(measured)))
     columns = ["model", "family", "measure", "value", "standard_error", "unit", *SETTINGS]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.concat(parts, ignore_index=True)[columns]
 
 
 def main() -> None:

@@ -6,8 +6,6 @@ Oracles: PyTorch's own double backward, and `gradgradcheck`'s finite differences
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -61,21 +59,8 @@ CASES = {
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, attn_mask=BIAS),
         [(2, 1, 2, 5), (2, 1, 3, 5), (2, 1, 3, 4)],
     ),
-    "layer norm": (lambda x, w, b: F.layer_norm(x, (5,), w, b), [(3, 5), (5,), (5,)]),
-    "layer norm without bias": (lambda x, w: F.layer_norm(x, (5,), w), [(2, 3, 5), (5,)]),
-    "layer norm without weight": (lambda x: F.layer_norm(x, (5,)), [(3, 5)]),
-    "layer norm of two dimensions": (
-        lambda x, w, b: F.layer_norm(x, (4, 5), w, b, 1e-2),
-        [(2, 3, 4, 5), (4, 5), (4, 5)],
-    ),
-    "called by keyword": (
-        lambda x, w: F.gelu(input=F.layer_norm(input=x, normalized_shape=[5], weight=w)),
-        [(3, 5), (5,)],
-    ),
-    "one after the other": (
-        lambda x, w, b: F.gelu(F.layer_norm(x, (5,), w, b)) * x,
-        [(3, 5), (5,), (5,)],
-    ),
+    "called by keyword": (lambda x: F.gelu(input=x), [(3, 5)]),
+    "one after the other": (lambda x: F.gelu(F.gelu(x)) * x, [(3, 5)]),
     "cross-entropy": (lambda x: F.cross_entropy(x, CLASSES), [(4, 3)]),
     "cross-entropy, scaled": (lambda x, s: F.cross_entropy(x, CLASSES) * s.sum(), [(4, 3), (2,)]),
     "cross-entropy that ignores a class": (
@@ -111,18 +96,6 @@ def test_the_second_derivative_agrees_with_finite_differences(name):
 
     inputs = [gaussian(*shape, seed=20 + i) for i, shape in enumerate(shapes)]
     assert torch.autograd.gradgradcheck(cheap, inputs)
-
-
-@settings(max_examples=30)
-@given(seed=st.integers(0, 2**31), n=st.integers(3, 7), scale=st.sampled_from([1e-3, 1.0, 1e3]))
-def test_a_layer_norm_of_any_scale_bends_as_pytorch_says(seed, n, scale):
-    x = (scale * gaussian(4, n, seed=seed)).detach().requires_grad_()
-    pairs = zip(
-        *(twice(lambda x: F.layer_norm(x, (n,)), [x], c) for c in (False, True)), strict=True
-    )
-    for left, right in pairs:
-        largest = float(left.detach().abs().max())
-        torch.testing.assert_close(right, left, rtol=1e-8, atol=1e-9 * largest)
 
 
 @pytest.mark.parametrize("name", ONCE)
@@ -193,19 +166,6 @@ def test_all_that_is_kept_for_products_is_counted_as_memory():
     for node in saved:
         del node._saved_once
     assert before - kept.nbytes() == 8 * 2 * (50 * 4 + 2 * 50 * 50)
-
-
-def test_some_parameters_frozen_or_alone_asked_for():
-    x, norm = gaussian(3, 5), nn.LayerNorm(5).double()
-    norm.bias.requires_grad_(False)
-    for wanted in ([x], [norm.weight], [x, norm.weight]):
-        results = []
-        for context in (FastDerivatives(), torch.enable_grad()):
-            with context:
-                loss = norm(x).pow(3).sum()
-            gradient = torch.autograd.grad(loss, wanted, create_graph=True)
-            results.append(torch.autograd.grad(gradient, wanted, [g.detach() for g in gradient]))
-        torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, pa
 from blockspectra.blocks import Block, Piece, whole
 from blockspectra.gradient_graph import GradientGraph
 from blockspectra.hessian import BlockHessians, block_products, dense_hessian, hessian_product
-from companion.models import GPT, gpt
+from companion.models import gpt
 from companion.setups import REDUCED, setup
 from custom_functions import OnceOnly
 
@@ -228,7 +228,7 @@ def test_a_layer_has_the_submatrix_of_the_full_hessian_cross_terms_included():
 
 def minimal_gpt():
     torch.manual_seed(0)
-    model = GPT(gpt.GPTConfig(layers=1, heads=2, width=4, context=4, vocab=7, init_std=0.3))
+    model = gpt.GPT(gpt.GPTConfig(layers=1, heads=2, width=4, context=4, vocab=7, init_std=0.3))
     tokens = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 0]]), torch.tensor([[1, 2, 3, 4], [5, 6, 0, 1]])
     return Problem(model.double().eval(), cross_entropy, [tokens])
 

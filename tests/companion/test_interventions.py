@@ -212,5 +212,6 @@ def test_the_share_closed_is_between_those_of_sgd_and_adamw():
 def test_every_arm_is_named_and_has_a_rule_or_an_optimizer():
     assert set(ARMS) == set(RULES) | ({"momentum", "adamw"} & set(OPTIMIZERS))
     assert len(set(ARMS.values())) == len(ARMS)
-    wanted = interventions.jobs("gpt-bpe", "momentum adamw", "medium", 12000, 8, 4, 3, 3)
+    shared = {"train_steps": 4, "train_seeds": 3, "rates": 3, "train_samples": 12000, "batch": 8}
+    wanted = interventions.jobs("momentum adamw", model="gpt-bpe", size="medium", **shared)
     assert wanted[0].samples <= 9520  # windows that the text has

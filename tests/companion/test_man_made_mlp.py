@@ -25,8 +25,8 @@ from companion.experiments.man_made_mlp import (
     accuracy_lost,
     rate_ratio,
 )
-from companion.models import MLP, MLPConfig
 from companion.models.man_made import ManMadeMLP, man_made, multipliers
+from companion.models.mlp import MLP, MLPConfig
 from companion.rate_search import grids_table, rate_of
 from companion.training import OPTIMIZERS, train, train_together
 

@@ -14,22 +14,14 @@ import torch.nn.functional as F
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from companion.models import (
-    BERT,
-    GPT,
-    MLP,
-    VGG,
-    Mixer,
-    MLPConfig,
-    ResNet,
-    ViT,
-    bert,
-    gpt,
-    mixer,
-    resnet,
-    vgg,
-    vit,
-)
+from companion.models import bert, gpt, mixer, resnet, vgg, vit
+from companion.models.bert import BERT
+from companion.models.gpt import GPT
+from companion.models.mixer import Mixer
+from companion.models.mlp import MLP, MLPConfig
+from companion.models.resnet import ResNet
+from companion.models.vgg import VGG
+from companion.models.vit import ViT
 
 GPT2_OPENAI = replace(gpt.GPT2, bias=True, vocab=50257)
 TINY = [

@@ -19,6 +19,7 @@ SGD, ADAM, SILENT = "SGD will do", "use Adam", "cannot tell"
 #: chapter 06's: SGD lacks at most, or at least, this share of AdamW's progress
 ON_PAR, CLEARLY_WORSE = 0.05, 0.10
 BEHIND = (ON_PAR + CLEARLY_WORSE) / 2  # nearer to the one or to the other
+DRAWS = 1000  # of the measurements within their errors
 LEVEL = 0.05  # one-sided: how often guessing may be right as often as the rule
 PAPER = (
     "The paper's claim: SGD falls behind Adam on models whose JS⁰ at initialisation is large (its "
@@ -102,21 +103,15 @@ def threshold(values: Sequence[float], behind: Sequence[bool]) -> float:
     return float(np.exp(max(zip(right, room, cuts, strict=True))[2]))
 
 
-def hit_rate(
-    values: Sequence[ValueWithError],
-    gaps: Sequence[ValueWithError],
-    *,
-    draws: int = 1000,
-    seed: int = 0,
-) -> tuple[int, float]:
+def hit_rate(values: Sequence[ValueWithError], gaps: Sequence[ValueWithError]) -> tuple[int, float]:
     """Count the models that the rule gets right when its threshold comes from all others.
 
     Also returns the standard deviation of the hit *rate* under the errors of the measurements: by
     the bootstrap, every number drawn from a normal of its mean and standard error.
     """
     pairs = np.nan_to_num(np.array([values, gaps], dtype=float))  # (2, model, mean and error)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    noisy = rng.normal(pairs[..., 0], pairs[..., 1], (draws, *pairs.shape[:2]))
+    rng = np.random.Generator(np.random.PCG64(0))
+    noisy = rng.normal(pairs[..., 0], pairs[..., 1], (DRAWS, *pairs.shape[:2]))
     least = pairs[0, :, 0].min() / 100  # a draw below zero is no JS⁰
     found = [_left_out(x.clip(least), y > BEHIND) for x, y in noisy]
     hits = _left_out(pairs[0, :, 0], pairs[1, :, 0] > BEHIND)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from blockspectra.fast_derivatives.attention import Attention
-from blockspectra.fast_derivatives.rows import CrossEntropy, Gelu, Normalize
+from blockspectra.fast_derivatives.rows import CrossEntropy, Gelu
 
 
 class FastDerivatives(TorchFunctionMode):
@@ -41,15 +41,6 @@ def _fits(x: Tensor) -> bool:
 def gelu(input, approximate="none"):
     """Exact, not by tanh."""
     return Gelu.apply(input) if _fits(input) and approximate == "none" else None
-
-
-def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
-    """Any."""
-    if not _fits(input):
-        return None
-    result = Normalize.apply(input, tuple(normalized_shape), eps)
-    result = result if weight is None else result * weight
-    return result if bias is None else result + bias
 
 
 def cross_entropy(input, target, ignore_index=-100, reduction="mean", **others):
@@ -87,5 +78,4 @@ OURS = {
     F.scaled_dot_product_attention: attention,
     F.cross_entropy: cross_entropy,
     F.gelu: gelu,
-    F.layer_norm: layer_norm,
 }

@@ -28,6 +28,8 @@ CROSS_ENTROPY_PARTS = (
 )
 #: cheapest product first
 ORDER = ("vgg", "mixer", "vit", "nano", "gpt", "gpt-bpe", "resnet", "bert")
+#: measure of `by_measure` that compares the shapes of spectra
+SHAPES = "sum, raw, blocks / λ_max"
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def by_measure(measured: Sequence[Spectra]) -> pd.DataFrame:
     tables = []
     for one in measured:
         shapes, table = scaled(one, 1 / one.largest), heterogeneity(one)
-        table.loc["sum, raw, blocks / λ_max"] = (*js0(shapes, measure="sum", axis="raw"), "1")
+        table.loc[SHAPES] = (*js0(shapes, measure="sum", axis="raw"), "1")
         about = {"model": one.meta["title"], "family": one.meta["family"]}
         tables.append(table.rename_axis("measure").reset_index().assign(**about))
     keys = ["measure", "model", "family", "unit"]

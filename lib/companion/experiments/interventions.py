@@ -7,6 +7,8 @@ follow the gradients as Adam-mini does (arXiv 2406.16793), or are one a coordina
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,16 +21,11 @@ from blockspectra.problem import Problem
 from blockspectra.slq import block_spectra
 from blockspectra.statistics import ValueWithError, jackknife
 from companion import setups
-from companion.experiments.optimizer_comparison import (
-    MEDIUM,
-    MIDDLE,
-    TrainingRun,
-    available,
-    compare,
-)
+from companion.experiments import optimizer_comparison
+from companion.experiments.optimizer_comparison import MEDIUM, MIDDLE, TrainingRun, compare
 from companion.experiments.preconditioned_spectra import mean_squares, mini_batches
 from companion.setups import Setup
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 from companion.training import OPTIMIZERS, Optimizer
 
 #: arm → what it does
@@ -298,31 +295,13 @@ def closed(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def jobs(
-    model: str,
-    arms: str,
-    size: str,
-    train_samples: int,
-    batch: int,
-    train_steps: int,
-    train_seeds: int,
-    rates: int,
-    device: str = "cpu",
-) -> list[Interventions]:
+def jobs(arms: str, **settings: Any) -> list[Interventions]:
     """Declare the comparisons of several models; parameters are those of chapter 21.
 
-    Those of medium size have the settings of `MEDIUM`, and so share runs with chapter 06.
+    Those of medium size share runs with chapter 06.
     """
-    added = MEDIUM if size == "medium" else {}
-    shared = (batch, train_steps, train_seeds, rates, tuple(setups.names(arms)))
-    return [
-        Interventions(
-            *(name, size, available(name, train_samples), *shared),
-            device=device,
-            **added,
-        )
-        for name in setups.names(model)
-    ]
+    job = partial(Interventions, arms=tuple(setups.names(arms)))
+    return declare(optimizer_comparison.jobs, settings, job=job)
 
 
 def scales(

@@ -178,22 +178,21 @@ def jobs(
     train_seeds: int,
     rates: int,
     device: str = "cpu",
-) -> list[OptimizerComparison]:
-    """Declare the comparisons of several models; parameters are those of chapter 06.
+    job: Callable[..., Job] = OptimizerComparison,
+) -> list[Job]:
+    """Declare the comparisons of several models; parameters are those of chapters 06 and 21.
 
     Those of medium size have the settings of `MEDIUM`.
     """
-    shared = (batch, train_steps, train_seeds, rates)
-    added = MEDIUM if size == "medium" else {}
+    shared = {"batch": batch, "steps": train_steps, "seeds": train_seeds, "rates": rates}
+    shared |= MEDIUM if size == "medium" else {}
     return [
-        OptimizerComparison(
-            *(name, size, available(name, train_samples), *shared), device=device, **added
-        )
+        job(name, size, available(name, train_samples), device=device, **shared)
         for name in dict.fromkeys(setups.names(model))
     ]
 
 
-def jobs_of_train_size(train_size: str, **settings: Any) -> list[OptimizerComparison]:
+def jobs_of_train_size(train_size: str, **settings: Any) -> list[Job]:
     """Declare the same where ``size`` is of other models: those of chapter 08's spectra."""
     return declare(jobs, settings, size=train_size)
 
