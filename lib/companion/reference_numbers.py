@@ -1,6 +1,6 @@
 """Makes the table of reference models out of committed results.
 
-``python -m companion.reference_numbers data/results/laptop`` reads what chapter 06 read of a
+``python -m companion.reference_numbers data/results/laptop`` reads what chapter 22 read of a
 run (its manifest names the files) and writes ``references.csv`` into the package; ``make results``
 does so at the laptop preset.
 """
@@ -18,13 +18,13 @@ from companion.rate_search import gap
 from companion.report import manifest
 from companion.setups import ARCHITECTURES, REDUCED
 
-CHAPTER = "06_adam_vs_sgd"
+CHAPTER = "22_predictors"
 
 
 def collect(results: Path) -> pd.DataFrame:
     """Measure the reference models from the spectra and training runs of a preset's results.
 
-    The table is that of `references`; numbers are means over seeds, as in chapter 06.
+    The table is that of `references`; numbers are means over seeds, as there.
     """
     files = [results / name for name in manifest(results, CHAPTER)["results"]]
     spectra = [Spectra.load(path) for path in files if path.suffix == ".npz"]

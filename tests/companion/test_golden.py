@@ -33,6 +33,7 @@ from companion.experiments.interventions import BlockScales, Interventions
 from companion.experiments.man_made_mlp import ManMadeComparison, ManMadeRuns, ManMadeSpectra
 from companion.experiments.optimizer_comparison import OptimizerComparison, TrainingRun
 from companion.experiments.preconditioned_spectra import SCALINGS, PreconditionedSpectra
+from companion.experiments.predictors import GradientStatistics
 from companion.experiments.pretraining import (
     FineTuning,
     FineTuningRun,
@@ -124,6 +125,10 @@ JOBS: dict[Job, tuple] = {
     ): (
         "training",
         lambda s: {"last loss": s.meta["training_loss"][-1], "largest": s.largest[-1]},
+    ),
+    GradientStatistics("gpt", "tiny", batch=8, gradients=4): (
+        "spectra",
+        medians("mean_square", "square_of_mean", "imbalance"),
     ),
     TrainingRun("vgg", "momentum", 0.1, 0, **RUN): ("training", score),
     TrainingRun("gpt", "adamw", 0.01, 0, **RUN): ("training", score),
