@@ -126,9 +126,9 @@ def deeper(size: str) -> list[InitialSpectra]:
 def variants(preset: str) -> list[InitialSpectra]:
     """Declare other ways to measure the reduced models, for the full preset: quick spectra.
 
-    Five initialisations at 64 samples, of the Hessian and of its Gauss–Newton part; other
-    partitions; the paper's standard deviations as they are; BatchNorm by the statistics of the
-    batch (it changes only the ResNet).
+    Five initialisations at 64 samples; other partitions; the paper's standard deviations as they
+    are; BatchNorm by the statistics of the batch (it changes only the ResNet); the Gauss–Newton
+    part alone.
     """
     if preset != "full":
         return []
@@ -137,20 +137,19 @@ def variants(preset: str) -> list[InitialSpectra]:
         jobs += [InitialSpectra(model, **quick, by=by) for by in ("tensor", "layer", "head")]
         jobs.append(InitialSpectra(model, **quick, literal_init=True))
         jobs.append(InitialSpectra(model, **quick, statistics="batch"))
+        jobs.append(InitialSpectra(model, **quick, matrix="ggn"))
     for model in ("vgg", "resnet", "vit", "gpt"):  # thousands of blocks: one probe, no λ_max
         jobs.append(InitialSpectra(model, steps=2, probes=1, by="neuron"))
     many = [(model, seed) for seed in range(5) for model in setups.REDUCED]
-    quick |= {"samples": 64}
-    jobs += [InitialSpectra(model, seed=seed, **quick) for model, seed in many]
-    return jobs + [InitialSpectra(model, seed=seed, **quick, matrix="ggn") for model, seed in many]
+    return jobs + [InitialSpectra(model, samples=64, seed=seed, **quick) for model, seed in many]
 
 
 def variant(one: Spectra) -> str:
     """Say in which way of `variants` a spectrum was measured."""
-    about = {"matrix": "hessian", "samples": 8, "by": "tensor", "literal_init": False}
-    about |= {"statistics": "running"}
+    about = {"samples": 8, "by": "tensor", "literal_init": False, "statistics": "running"}
+    about |= {"matrix": "hessian"}
     words = {
-        "matrix": "Gauss–Newton part, 64 samples, five seeds",
+        "matrix": "Gauss–Newton part alone",
         "samples": "{} samples, five seeds",
         "by": "blocks by {}",
         "literal_init": "the paper's standard deviations",
