@@ -4,8 +4,8 @@
 PYTHON ?= python3
 PRESET ?= laptop
 CORES ?= 2
-# chapters whose full preset is sized for two cores
-FULL ?= 04_block_spectra 20_what_adam_sees 06_adam_vs_sgd 21_interventions 22_predictors 07_man_made_mlp 10_quadratics
+# chapters that make full computes, in this order; all of them if empty
+FULL ?=
 GPUS ?= 1
 TORCH := $(shell grep '^torch==' constraints.txt)
 EXTRAS := data,notebooks,site,test
