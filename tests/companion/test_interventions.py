@@ -151,6 +151,23 @@ def test_followed_factors_are_those_of_the_gradients_so_far():
     assert second[1] == pytest.approx(first[1])
 
 
+def test_controls_of_followed_factors():
+    model = torch.nn.Linear(3, 2)
+    blocks = partition(model, vectors=True)
+    model.weight.grad, model.bias.grad = torch.full((2, 3), 4.0), torch.ones(2)
+    right = [one.flatten()[0].item() for one in Followed(blocks, [1.0, 1.0])()]
+    wrong = [one.flatten()[0].item() for one in Followed(blocks, [1.0, 1.0], order=[1, 0])()]
+    assert wrong == pytest.approx(right[::-1])
+    followed = Followed(blocks, [1.0, 1.0], one=True)
+    first = [one.flatten()[0].item() for one in followed()]
+    assert first == pytest.approx([1, 1])
+    model.weight.grad = torch.full((2, 3), 8.0)
+    second = [one.flatten()[0].item() for one in followed()]
+    old, new = (6 * 16 + 2) / 8, (6 * 64 + 2) / 8  # mean squares over all entries
+    assert second[0] == second[1]
+    assert second[0] == pytest.approx((old / ((0.95 * old + new) / 1.95)) ** 0.5)
+
+
 def test_coordinates_have_the_inverse_of_their_own_gradient_and_blocks_keep_their_unit():
     squares = [torch.tensor([1.0, 4.0, 16.0]).double(), torch.tensor([0.0, 1.0]).double()]
     means = np.array([s.mean().item() for s in squares])

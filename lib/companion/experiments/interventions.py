@@ -38,6 +38,8 @@ ARMS = {
     "rms-half": "fixed, 1/√λ_rms",
     "rms": "fixed, 1/λ_rms",
     "followed": "followed along training",
+    "followed-shuffled": "followed, shuffled",
+    "followed-one": "followed, one for all",
     "coordinate": "fixed, one a coordinate",
     "adamw": "AdamW",
 }
@@ -46,6 +48,8 @@ RULES = {
     "gradient": ("square", -0.5),
     "shuffled": ("square", -0.5),
     "followed": ("square", -0.5),
+    "followed-shuffled": ("square", -0.5),
+    "followed-one": ("square", -0.5),
     "coordinate": ("square", -0.5),
     "sharpness-half": ("largest", -0.5),
     "sharpness": ("largest", -1.0),
@@ -157,11 +161,20 @@ def spread(blocks: Sequence[Block], values: Sequence[float | Tensor]) -> dict[nn
 class Followed:
     """Factors ∝ 1/√v, v the running mean of each block's mean squared gradient, as in Adam-mini.
 
-    They start at ``first``, whatever the size of the gradients.
+    They start at ``first``, whatever the size of the gradients. Two controls: with an ``order``
+    block i gets the factor of block ``order[i]``; ``one`` factor for all follows all gradients.
     """
 
-    def __init__(self, blocks: Sequence[Block], first: Sequence[float]):
+    def __init__(
+        self,
+        blocks: Sequence[Block],
+        first: Sequence[float],
+        order: Sequence[int] | None = None,
+        one: bool = False,
+    ):
         self.blocks, self.first = blocks, torch.as_tensor(first)
+        self.order = list(range(len(blocks)) if order is None else order)
+        self.shares = torch.tensor([block.size for block in blocks]).double() if one else None
         self.parameters = parameters_of(blocks)
         self.running, self.unit, self.steps = torch.zeros(len(blocks)).double(), None, 0
 
@@ -171,13 +184,16 @@ class Followed:
             block.flatten([p.grad for p in block.parameters]).double().square().mean()
             for block in self.blocks
         ]
+        now = torch.stack(squares)
+        if self.shares is not None:
+            now = (now.cpu() @ self.shares / self.shares.sum()).expand(len(now))
         self.steps += 1
-        self.running = MEMORY * self.running + (1 - MEMORY) * torch.stack(squares)
+        self.running = MEMORY * self.running + (1 - MEMORY) * now
         size = (self.running / (1 - MEMORY**self.steps)).sqrt().cpu()
         inverse = (1 / size).clamp(max=MOST_FACTOR * (1 / size).median())
         if self.unit is None:  # the median block starts with its factor
             self.unit = (self.first.median() / inverse.median()).item()
-        return list(spread(self.blocks, self.unit * inverse).values())
+        return list(spread(self.blocks, self.unit * inverse[self.order]).values())
 
 
 @dataclass(frozen=True)
@@ -199,8 +215,10 @@ class InterventionRun(TrainingRun):
         job = self.scales()
         blocks = partition(made.problem.model, vectors=True)
         found = factors(store.get(job), self.optimizer, self.seed)
-        if self.optimizer == "followed":
-            followed = Followed(blocks, found)
+        if self.optimizer.startswith("followed"):
+            order = np.random.default_rng(self.seed).permutation(len(blocks))
+            shuffled = order if self.optimizer == "followed-shuffled" else None
+            followed = Followed(blocks, found, shuffled, self.optimizer == "followed-one")
             return Scaled(followed.parameters, followed)
         if self.optimizer == "coordinate":
             problem = job.problem()
