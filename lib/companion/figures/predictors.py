@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from companion.figures.panels import MODEL, legend, panels, typeset
+from companion.figures.panels import MODEL, legend, panels, plain_ticks, typeset
 
 MARKERS = ("o", "s", "^", "D", "v", "P")
 
@@ -27,6 +27,7 @@ def gap_by_predictor(table: pd.DataFrame, clear: float) -> Figure:
                 ax.errorbar(one.value, one.gap, y, x, marker, color=MODEL[base], **bars)
         if "JS⁰" in name:
             ax.set_xscale("log")
+            plain_ticks(ax.xaxis, part["value"].max() / part["value"].min())
         ax.set_xlabel(typeset(name).replace(" (", "\n("))
     for ax in axes[::4]:
         ax.set_ylabel("gap")
