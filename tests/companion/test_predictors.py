@@ -50,6 +50,10 @@ class TestOrdered:
         share, count = ordered(table([2.0, 1.0, 3.0], gaps, error=0.1))
         assert (share.mean, count) == (1, 2)
 
+    def test_pairs_of_unknown_predictors_do_not_count(self):
+        share, count = ordered(table([1.0, np.nan, 3.0], [0.1, 0.2, 0.9]))
+        assert (share.mean, count) == (1, 1)
+
     def test_kinds_of_pairs(self):
         made = table([2, 1, 3, 4], [0.1, 0.2, 0.3, 0.4], base=["a", "a", "b", "b"], held_out=[3])
         counts = {kind: ordered(made, kind) for kind in ("all", "alike", "chosen on", "held out")}

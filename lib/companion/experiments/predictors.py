@@ -12,6 +12,7 @@ import pandas as pd
 from blockspectra.blocks import partition
 from blockspectra.distance import js0, log_spread
 from blockspectra.gradient_graph import gradients
+from blockspectra.spectra import Spectra
 from blockspectra.statistics import ValueWithError, combine, jackknife
 from companion import setups
 from companion.experiments import optimizer_comparison
@@ -19,6 +20,15 @@ from companion.experiments.optimizer_comparison import OptimizerComparison
 from companion.experiments.preconditioned_spectra import mini_batches
 from companion.rate_search import gap
 from companion.store import Job, Store
+
+
+def without_zeros(spectra: Spectra) -> ValueWithError:
+    """JS⁰ without zero eigenvalues; nan where a block has no others."""
+    try:
+        return js0(spectra, zeros=False)
+    except ValueError:
+        return ValueWithError(math.nan, math.nan)
+
 
 #: predictors that are statistics of a model's block spectra
 SPECTRAL = {
@@ -30,7 +40,7 @@ SPECTRAL = {
 #: what C9 is asked of under other definitions of JS⁰
 DEFINITIONS = {
     "the divergence in nats, signed-log axis": js0,
-    "the same without zeros": partial(js0, zeros=False),
+    "the same without zeros": without_zeros,
     "its square root": partial(js0, measure="sqrt"),
     "earth mover's distance": partial(js0, measure="w1"),
     "the divergence in nats, raw axis": partial(js0, axis="raw"),
@@ -172,7 +182,8 @@ def ordered(table: pd.DataFrame, pairs: str = "all") -> tuple[ValueWithError, in
     """Share of the pairs of models that a predictor orders as their gaps are, and of how many.
 
     ``table`` holds one predictor's rows of `collected`. A pair counts if its gaps differ by two
-    standard errors; equal values are half right, so chance is one half. ``pairs``: "all"; "alike",
+    standard errors and the predictor of both is known; equal values are half right, so chance is
+    one half. ``pairs``: "all"; "alike",
     of one base; "chosen on", none held out; or "held out", at least one held out. The error is the
     jackknife's over models.
     """
@@ -188,7 +199,9 @@ def ordered(table: pd.DataFrame, pairs: str = "all") -> tuple[ValueWithError, in
         return [
             (1 + np.sign(a.value - b.value) * np.sign(a.gap - b.gap)) / 2
             for a, b in combinations([rows[i] for i in kept], 2)
-            if wanted(a, b) and abs(a.gap - b.gap) > 2 * np.hypot(a.gap_error, b.gap_error)
+            if wanted(a, b)
+            and abs(a.gap - b.gap) > 2 * np.hypot(a.gap_error, b.gap_error)
+            and math.isfinite(a.value + b.value)
         ]
 
     def share(kept: Sequence[int]) -> float:
