@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from companion.experiments import optimizer_comparison
 from companion.experiments.optimizer_comparison import OptimizerComparison
 from companion.experiments.preconditioned_spectra import mini_batches
 from companion.rate_search import gap
-from companion.store import Job, Store
+from companion.store import Job, Store, declare
 
 
 def without_zeros(spectra: Spectra) -> ValueWithError:
@@ -93,25 +94,14 @@ class GradientStatistics(Job):
         )
 
 
-def comparisons(
-    model: str,
-    size: str,
-    train_samples: int,
-    batch: int,
-    train_steps: int,
-    train_seeds: int,
-    variant_seeds: int,
-    rates: int,
-    device: str = "cpu",
-) -> list[OptimizerComparison]:
+def comparisons(variant_seeds: int, **settings: Any) -> list[OptimizerComparison]:
     """Declare the comparisons that the gaps come from: those of chapter 06, and of variants.
 
     Variants have ``variant_seeds`` fresh seeds, and one seed less at the best rates of the search.
     """
-    settings = (size, train_samples, batch, train_steps, train_seeds, rates, device)
     return [
         replace(job, seeds=variant_seeds, repeats=1) if job.model in setups.VARIANTS else job
-        for job in optimizer_comparison.jobs(model, *settings)
+        for job in declare(optimizer_comparison.jobs, settings)
     ]
 
 

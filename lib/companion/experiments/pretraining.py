@@ -192,30 +192,21 @@ def spectra(seeds: int, **settings: Any) -> dict[tuple[str, str, int], Job]:
     return wanted
 
 
-def tunings(
-    train_size: str,
-    train_samples: int,
-    batch: int,
-    train_steps: int,
-    train_seeds: int,
-    rates: int,
-    device: str = "cpu",
-    **settings: Any,
-) -> dict[str, Job]:
+def tunings(**settings: Any) -> dict[str, Job]:
     """Declare chapter 09's comparisons of optimizers: model and start → job.
 
     From scratch the nano GPT is chapter 06's of ``train_size``; tuned, it is searched alike.
     """
-    shared = (train_samples, batch, train_steps, train_seeds, rates)
+    (scratch,) = optimizer_comparison.jobs_of_train_size(**settings | {"model": "gpt"})
+    run = {name: getattr(scratch, name) for name in ("steps", "seeds", "device")}
+    names = ("samples", "batch", "rates", "repeats", "refined")
+    alike = run | {name: getattr(scratch, name) for name in names}
     every = declare(subjects, settings)
-    scratch = optimizer_comparison.jobs("gpt", train_size, *shared, device)[0]
-    alike = {"repeats": scratch.repeats, "refined": scratch.refined, "device": device}
     wanted: dict[str, Job] = {"nano GPT, from scratch": scratch}
-    wanted["nano GPT, pre-trained"] = FineTuning(every["nano GPT"], True, *shared, **alike)
+    wanted["nano GPT, pre-trained"] = FineTuning(every["nano GPT"], **alike)
     if "GPT2" in every:
-        few = {"samples": 500, "steps": train_steps, "seeds": train_seeds, "device": device}
         for start, pretrained in STARTS.items():
-            wanted[f"GPT2, {start}"] = FineTuning(every["GPT2"], pretrained, **few)
+            wanted[f"GPT2, {start}"] = FineTuning(every["GPT2"], pretrained, samples=500, **run)
     return wanted
 
 
