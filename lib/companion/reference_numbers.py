@@ -1,8 +1,7 @@
-"""Makes the table of reference models out of committed results.
+"""Makes the table of reference models out of what chapter 22 has measured at the full preset.
 
-``python -m companion.reference_numbers data/results/laptop`` reads what chapter 22 read of a
-run (its manifest names the files) and writes ``references.csv`` into the package; ``make results``
-does so at the laptop preset.
+``python -m companion.reference_numbers data/results/laptop`` reads the numbers behind that
+chapter's figure and writes ``references.csv`` into the package; ``make results`` does so.
 """
 
 import sys
@@ -10,35 +9,31 @@ from pathlib import Path
 
 import pandas as pd
 
-from blockspectra.diagnosis.references import GAP, SETTINGS, TABLE
+from blockspectra.diagnosis.references import SETTINGS, TABLE
 from blockspectra.files import write_text
-from blockspectra.spectra import Spectra
-from companion.experiments.initial_spectra import SHAPES, by_measure
-from companion.rate_search import gap
-from companion.report import manifest
-from companion.setups import ARCHITECTURES, REDUCED
+from companion.parameters import at_preset
+from companion.setups import ARCHITECTURES
 
 CHAPTER = "22_predictors"
+#: of `heterogeneity`: chapter 22's name for it
+MEASURES = {
+    "sum, raw": "JS⁰, un-normalised sum",
+    "js, signed-log": "JS⁰ (nats)",
+    "std log10 RMS": "spread of λ_rms (decades)",
+    "std log10 λ_max": "spread of λ_max (decades)",
+}
 
 
 def collect(results: Path) -> pd.DataFrame:
-    """Measure the reference models from the spectra and training runs of a preset's results.
-
-    The table is that of `references`; numbers are means over seeds, as there.
-    """
-    files = [results / name for name in manifest(results, CHAPTER)["results"]]
-    spectra = [Spectra.load(path) for path in files if path.suffix == ".npz"]
-    runs = {p.stem.split("-")[1]: p for p in files if p.stem.startswith("contest-")}
-    parts = []
-    for name in REDUCED:
-        measured = [one for one in spectra if one.meta["model"] == name]
-        table = by_measure(measured).set_index("measure").drop(SHAPES)
-        number, about = gap(pd.read_csv(runs[name])), ARCHITECTURES[name]
-        table.loc[GAP] = (about.title, about.family, "of AdamW's progress", *number)
-        settings = {key: measured[0].meta[key] for key in ("steps", "probes", "samples")}
-        parts.append(table.reset_index().assign(**settings, seeds=len(measured)))
-    columns = ["model", "family", "measure", "value", "standard_error", "unit", *SETTINGS]
-    return pd.concat(parts, ignore_index=True)[columns]
+    """Return the table of `references`."""
+    table = pd.read_csv(results / "figures" / CHAPTER / "gap_by_predictor_full.csv")
+    names = {theirs: ours for ours, theirs in MEASURES.items()}
+    table = table.assign(measure=table["predictor"].map(names)).dropna(subset="measure")
+    families = {one.title: one.family for one in ARCHITECTURES.values()}
+    settings = {name: at_preset(CHAPTER, "full")[name] for name in SETTINGS}
+    table = table.assign(family=table["base"].map(families), **settings)
+    about = ["model", "base", "family", "gap", "gap_error", "measure", "value", "value_error"]
+    return table[[*about, *SETTINGS]].reset_index(drop=True)
 
 
 def main() -> None:

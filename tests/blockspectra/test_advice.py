@@ -7,86 +7,107 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blockspectra.diagnosis.advice import BEHIND, advise, hit_rate, hits_needed, threshold
-from blockspectra.diagnosis.references import GAP, JS0, references
-from blockspectra.statistics import ValueWithError
+from blockspectra.diagnosis.advice import BEHIND, advise, hit_rate, hits_needed, rule, threshold
+from blockspectra.diagnosis.references import JS0, MEASURES, references
 
 
-def table(js0, gaps, *, js0_error=1e-4, gap_error=0.005):
-    """Reference models with these numbers."""
-    rows = []
-    for i, (x, y) in enumerate(zip(js0, gaps, strict=True)):
-        about = {"model": f"m{i}", "family": "CNN"}
-        rows.append(about | {"measure": JS0, "value": x, "standard_error": js0_error})
-        rows.append(about | {"measure": GAP, "value": y, "standard_error": gap_error})
+def table(values, gaps, *, error=1e-4, gap_error=0.005, measure=JS0, bases=None):
+    """Reference models with these numbers, each an architecture of its own."""
+    rows = [
+        {"model": f"m{i}", "base": base, "gap": y, "gap_error": gap_error}
+        | {"measure": measure, "value": x, "value_error": error}
+        for i, (x, y, base) in enumerate(zip(values, gaps, bases or range(len(gaps)), strict=True))
+    ]
     return pd.DataFrame(rows)
 
 
+def measured(value, error=0.0):
+    """Heterogeneity of a model of which every measure is the same."""
+    return pd.DataFrame({"value": value, "standard_error": error}, index=list(MEASURES))
+
+
 JS = [0.001, 0.002, 0.003, 0.03, 0.04, 0.05]
-CLEAR = table(JS, [0.0, 0.01, 0.0, 0.3, 0.2, 0.4])
+GAPS = [0.0, 0.01, 0.0, 0.3, 0.2, 0.4]
+CLEAR = table(JS, GAPS)
 REVERSED = table(JS, [0.3, 0.2, 0.4, 0.0, 0.01, 0.0])
 
 
 class TestAdvice:
     @pytest.mark.parametrize(
-        ("js0", "word"),
+        ("value", "error", "word"),
         [
-            (ValueWithError(0.001, 0.0001), "SGD will do"),
-            (ValueWithError(0.2, 0.01), "use Adam"),
-            (ValueWithError(0.01, 0.005), "cannot tell"),
+            (0.001, 0.0001, "SGD will do"),
+            (0.2, 0.01, "use Adam"),
+            (0.01, 0.005, "cannot tell"),
         ],
     )
-    def test_speaks_where_the_references_are_clear_and_js0_is_too(self, js0, word):
-        advice = advise(js0, CLEAR)
+    def test_speaks_where_the_references_are_clear_and_the_model_is_too(self, value, error, word):
+        advice = advise(measured(value, error), CLEAR)
         assert advice.word == word
         assert (advice.hits, advice.models, advice.needed) == (6, 6, 6)
         assert 0.003 < advice.threshold < 0.03
         assert advice.reasons
 
-    @pytest.mark.parametrize("js0", [0.0001, 0.01, 0.2])
-    def test_is_silent_where_the_order_is_the_reverse_of_the_papers(self, js0):
-        advice = advise(ValueWithError(js0, 0.0), REVERSED)
+    @pytest.mark.parametrize("value", [0.0001, 0.01, 0.2])
+    def test_is_silent_where_the_order_is_the_reverse_of_the_papers(self, value):
+        advice = advise(measured(value), REVERSED)
         assert advice.word == "cannot tell"
         assert advice.hits < advice.needed
         assert "The evidence is weak" in advice.reasons[0]
 
     def test_is_silent_where_one_of_six_does_not_fit(self):
         odd = table(JS, [0.0, 0.01, 0.3, 0.3, 0.0, 0.4])
-        assert advise(ValueWithError(0.2, 0.0), odd).word == "cannot tell"
+        assert advise(measured(0.2), odd).word == "cannot tell"
 
     def test_is_silent_where_the_gaps_are_within_their_errors(self):
-        noisy = table(JS, [0.0, 0.01, 0.0, 0.3, 0.2, 0.4], gap_error=0.2)
-        advice = advise(ValueWithError(0.2, 0.0), noisy)
+        advice = advise(measured(0.2), table(JS, GAPS, gap_error=0.2))
         assert advice.hits == 6
         assert advice.word == "cannot tell"
 
     def test_is_silent_with_three_models_even_if_all_fit(self):
-        few = table([0.001, 0.002, 0.1], [0.0, 0.0, 0.3])
-        advice = advise(ValueWithError(0.2, 0.0), few)
+        advice = advise(measured(0.2), table([0.001, 0.002, 0.1], [0.0, 0.0, 0.3]))
         assert advice.word == "cannot tell"
         assert advice.needed == 4
-        assert "so few models cannot beat guessing" in advice.evidence[-1]
+        assert "so few models cannot beat" in advice.evidence[-1]
 
-    def test_an_obstacle_makes_it_silent_and_is_told(self):
-        advice = advise(ValueWithError(0.2, 0.0), CLEAR, ["Measured otherwise."])
+    def test_an_obstacle_makes_it_silent_and_is_told_first(self):
+        advice = advise(measured(0.2), CLEAR, ["Measured otherwise."])
         assert advice.word == "cannot tell"
-        assert advice.reasons == ("Measured otherwise.",)
+        assert advice.reasons[0] == "Measured otherwise."
+
+    @pytest.mark.parametrize(
+        ("value", "counts"),
+        [(0.2, ("above", "3 of 3", "0 of 3")), (1e-4, ("below", "0 of 3", "3"))],
+    )
+    def test_says_what_sgd_did_on_this_side_of_the_threshold(self, value, counts):
+        sentence = advise(measured(value), CLEAR).reasons[-1]
+        assert all(text in sentence for text in counts)
+
+    def test_goes_by_the_measure_that_divides_the_models(self):
+        noise = table([0.03, 0.001, 0.05, 0.002, 0.04, 0.003], GAPS, measure="sum, raw")
+        advice = advise(measured(0.2), pd.concat([noise, CLEAR]))
+        assert (advice.measure, advice.word) == (JS0, "use Adam")
 
     def test_on_the_projects_own_models_the_numbers_it_tells_are_theirs(self):
-        advice = advise(ValueWithError(0.01, 0.001), references())
-        rows = references().pivot_table(index="model", columns="measure", values="value")
-        assert advice.models == len(rows)
-        behind = rows[GAP] > BEHIND
-        right = 0
-        for model in rows.index:  # leave it out, by trying every threshold
-            rest, hits = rows.drop(model), []
-            for cut in sorted([0.0, *rest[JS0], np.inf]):
-                hits.append((((rest[JS0] > cut) == behind.drop(model)).sum(), cut))
-            best = max(hits)[0]
-            cuts = [cut for n, cut in hits if n == best]
-            right += all((rows.loc[model, JS0] > cut) == behind[model] for cut in cuts)
-        assert advice.hits >= right
+        known = references()
+        advice = advise(measured(0.01, 0.001), known)
+        gaps = known.drop_duplicates("model").set_index("model")["gap"]
+        assert advice.models == len(gaps)
+        behind = gaps > BEHIND
+        best = {}
+        for measure, part in known.groupby("measure"):  # by trying every value as the threshold
+            value = part.set_index("model")["value"]
+            cuts = [-1.0, *value]
+            best[measure] = max(((value > cut) == behind).sum() for cut in cuts)
+        assert best[advice.measure] == max(best.values())
+        assert f"{max(best.values())} of {len(gaps)}" in advice.evidence[2]
         assert (advice.word == "cannot tell") or advice.hits >= advice.needed
+
+
+def test_of_measures_that_are_equally_right_the_first_is_taken():
+    behind = np.array([False, False, True])
+    values = {"a": np.array([3.0, 1, 2]), "b": np.array([1.0, 2, 3]), "c": np.array([1.0, 1, 9])}
+    assert rule(values, behind)[0] == "b"
 
 
 class TestThreshold:
@@ -108,23 +129,23 @@ class TestThreshold:
 
 
 class TestHitRate:
-    def exact(self, values):
-        return [ValueWithError(v, 0.0) for v in values]
-
     def test_a_model_left_out_has_no_say_in_its_own_answer(self):
         # two models that contradict each other: each is judged by the other alone, and wrongly
-        hits, noise = hit_rate(self.exact([0.01, 0.02]), self.exact([0.0, 0.3]))
-        assert (hits, noise) == (0, 0.0)
+        assert hit_rate(table([0.01, 0.02], [0.0, 0.3], error=0, gap_error=0)) == (0, 0.0)
+
+    def test_nor_has_a_variant_of_its_architecture(self):
+        # a says that 0.03 and more fall behind, b that nothing does: both of b and one of a wrong
+        values, gaps = [0.01, 0.02, 0.03, 0.04], [0.0, 0.3, 0.0, 0.0]
+        exact = {"error": 0, "gap_error": 0}
+        assert hit_rate(table(values, gaps, bases="aabb", **exact))[0] == 1
 
     def test_noise_is_the_spread_of_the_rate_when_numbers_are_drawn_again(self):
-        gaps = [ValueWithError(v, 0.1) for v in (0.0, 0.01, 0.0, 0.3, 0.2, 0.4)]
-        hits, noise = hit_rate(self.exact(JS), gaps)
+        hits, noise = hit_rate(table(JS, GAPS, error=0, gap_error=0.1))
         assert hits == 6
         assert 0.02 < noise < 0.5
 
     def test_errors_that_are_not_known_count_as_none(self):
-        gaps = [ValueWithError(v, float("nan")) for v in (0.0, 0.01, 0.0, 0.3, 0.2, 0.4)]
-        assert hit_rate(self.exact(JS), gaps) == (6, 0.0)
+        assert hit_rate(table(JS, GAPS, error=0, gap_error=float("nan"))) == (6, 0.0)
 
 
 @pytest.mark.parametrize(

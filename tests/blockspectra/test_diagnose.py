@@ -100,9 +100,9 @@ class TestClosedForms:
 
     def test_the_heterogeneity_of_the_references_is_set_beside_it(self):
         diagnosis = measured(quadratic([np.eye(4), 10 * np.eye(6)]))
-        row = diagnosis.references.loc["js, signed-log"]
+        row = diagnosis.references.loc["JS⁰ (nats)"]
         assert row["this model"] == diagnosis.js0.mean
-        assert (row["below"], row["above"]) == (6, 0)  # nothing here is as far apart as these
+        assert (row["below"], row["above"]) == (16, 0)  # none is as far apart as these
 
 
 class TestStandingOut:
@@ -140,7 +140,7 @@ class TestAdviceAndNotes:
     @pytest.mark.parametrize(
         ("settings", "sentence"),
         [
-            ({"probes": 2}, "measured with 2 probes and the reference models with 3"),
+            ({"probes": 2}, "measured with 2 probes and the reference models with 4"),
             ({"steps": 4}, "measured with 4 steps and the reference models with 30"),
         ],
     )
@@ -162,14 +162,13 @@ class TestAdviceAndNotes:
         diagnosis = measured(problem)
         wanted = {"samples": 8, "batches": 2, "parameters": 12, "trainable": 10}
         assert wanted.items() <= diagnosis.settings.items()
-        (note,) = diagnosis.notes  # 8 samples are what the references have
-        assert note == "Left out because frozen: weights.2 (1 in all)."
+        assert diagnosis.notes[0] == "Left out because frozen: weights.2 (1 in all)."
 
     def test_another_number_of_samples_is_told(self):
         problem = quadratic([np.eye(4), np.eye(6)])
         more = Problem(problem.model, problem.loss, problem.batches * 2)
         (note,) = measured(more).notes
-        assert "over 16 samples, those of the reference models over 8" in note
+        assert "over 16 samples, those of the reference models over 32" in note
 
 
 class TestRefused:

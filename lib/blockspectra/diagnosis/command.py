@@ -61,7 +61,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--folder", default="diagnosis", help="for the two files (%(default)s)")
     one.add_argument("--by", choices=PARTITIONS, default="tensor", help="the blocks (%(default)s)")
     one.add_argument("--steps", type=_count, default=30, help="of Lanczos, a probe (%(default)s)")
-    one.add_argument("--probes", type=_count, default=3, help="a block (%(default)s)")
+    one.add_argument("--probes", type=_count, default=4, help="a block (%(default)s)")
     one.add_argument("--seed", type=int, default=0, help="of the probes (%(default)s)")
     one.add_argument("--memory", help="for the whole process, such as 8GiB (what is free)")
     one.add_argument("--checkpoint", help="folder of finished probes: go on from it after a kill")

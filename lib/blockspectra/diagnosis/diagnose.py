@@ -10,12 +10,11 @@ from blockspectra.diagnosis.advice import advise
 from blockspectra.diagnosis.block_table import block_table
 from blockspectra.diagnosis.obstacles import refuse
 from blockspectra.diagnosis.page import Diagnosis
-from blockspectra.diagnosis.references import JS0, placed, references, settings
+from blockspectra.diagnosis.references import placed, references, settings
 from blockspectra.distance import heterogeneity, js_matrix
 from blockspectra.environment import environment
 from blockspectra.problem import Problem, ProblemError, batch_size
 from blockspectra.slq import block_spectra
-from blockspectra.statistics import ValueWithError
 
 
 def diagnose(
@@ -23,7 +22,7 @@ def diagnose(
     blocks: Sequence[Block] | None = None,
     *,
     steps: int = 30,
-    probes: int = 3,
+    probes: int = 4,
     seed: int = 0,
     memory: str | int | None = None,
     checkpoint: str | Path | None = None,
@@ -89,7 +88,6 @@ def diagnose(
             f"The Hessian is a mean over {asked['samples']} samples, those of the reference models "
             f"over {needed['samples']}: JS⁰ depends on it (chapter 05)."
         )
-    js0 = ValueWithError(*measures.loc[JS0, ["value", "standard_error"]])
     return Diagnosis(
         name or type(problem.model).__name__,
         cost,
@@ -97,8 +95,8 @@ def diagnose(
         divergences,
         measures,
         table,
-        placed(own, "this model", measures),
-        advise(js0, own, _differences(asked, needed, as_usual)),
+        placed(own, measures),
+        advise(measures, own, _differences(asked, needed, as_usual)),
         tuple(notes),
         asked,
         environment(),

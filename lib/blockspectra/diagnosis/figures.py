@@ -1,6 +1,5 @@
 """Figures of one model's diagnosis: its blocks, and its place among the reference models."""
 
-import itertools
 import textwrap
 from typing import NamedTuple
 
@@ -10,8 +9,8 @@ import pandas as pd
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from blockspectra.diagnosis.advice import CLEARLY_WORSE, ON_PAR
-from blockspectra.diagnosis.references import points, references, settings
+from blockspectra.diagnosis.advice import CLEARLY_WORSE, ON_PAR, Advice
+from blockspectra.diagnosis.references import JS0, MEASURES, references
 from blockspectra.plotting.spectra import relative_density, spectrum_raster
 from blockspectra.plotting.style import COLUMN, FAMILY, PAGE, short, use_style
 from blockspectra.spectra import Spectra
@@ -30,16 +29,23 @@ class Drawing(NamedTuple):
 
 
 def drawings(
-    model: str, spectra: Spectra, divergences: pd.DataFrame, js0: ValueWithError
+    model: str,
+    spectra: Spectra,
+    divergences: pd.DataFrame,
+    heterogeneity: pd.DataFrame,
+    advice: Advice,
 ) -> list[Drawing]:
-    """Draw a diagnosis, in the companion's style; ``divergences`` of `js_matrix`, JS⁰ in nats."""
+    """Draw a diagnosis, in the companion's style; ``divergences`` of `js_matrix`."""
     use_style()
     densities = relative_density(spectra).assign(model=model)
     named = divergences.rename_axis("a").reset_index()
     pairs = named.melt("a", var_name="b", value_name="js")
-    table = reference_points()
-    models = ", ".join(f"{row.model} {row.value:.2g}" for row in table.itertuples())
-    needed = settings(references())
+    table = references()
+    table = table[table["measure"] == advice.measure]
+    js0, own = (
+        ValueWithError(*heterogeneity.loc[measure, ["value", "standard_error"]])
+        for measure in (JS0, advice.measure)
+    )
     return [
         Drawing(
             "spectra",
@@ -57,20 +63,14 @@ def drawings(
         ),
         Drawing(
             "among_references",
-            among_references(table, model, js0),
+            among_references(table, model, own, advice),
             table,
-            f"JS⁰ of {model} (grey, ± two standard errors) among the reference models of this "
-            f"project ({models}), {needed['samples']} samples, with the share of AdamW's progress "
-            f"that SGD lacks on them. Dotted: on par, dashed: clearly worse.",
+            f"{model} (grey, ± two standard errors) among the {len(table)} reference models, by "
+            f"what divides these best: {MEASURES[advice.measure]}, with the share of AdamW's "
+            f"progress that SGD lacks on them. Vertical: the threshold {advice.threshold:.2g}; "
+            f"dotted: on par, dashed: clearly worse.",
         ),
     ]
-
-
-def reference_points() -> pd.DataFrame:
-    """Return the reference models as `gap_against` takes them."""
-    rows = [(p.model, p.family, *p.js0, *p.gap) for p in points(references())]
-    columns = ["model", "family", "value", "value_error", "gap", "gap_error"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def divergence_map(matrix: pd.DataFrame) -> Figure:
@@ -88,38 +88,34 @@ def divergence_map(matrix: pd.DataFrame) -> Figure:
     return figure
 
 
-def gap_against(table: pd.DataFrame, xlabel: str, on_par: float, clearly_worse: float) -> Figure:
-    """Gap between SGD and AdamW against heterogeneity, a point a model, with two standard errors.
+def among_references(
+    table: pd.DataFrame, model: str, own: ValueWithError, advice: Advice
+) -> Figure:
+    """Draw the gap of the reference models against a measure, and where a model lies.
 
-    ``table``: model, family, value, value_error, gap, gap_error; ``xlabel`` says what ``value`` is,
-    with its unit. The thresholds are drawn as lines.
+    ``table``: the rows of one measure of `references`. Bars are two standard errors.
     """
     figure, ax = plt.subplots(figsize=(COLUMN, 2.6))
-    for (_, row), marker in zip(table.iterrows(), itertools.cycle("osD^vPX"), strict=False):
+    for (base, part), marker in zip(table.groupby("base", sort=False), "osD^vPX", strict=False):
         ax.errorbar(
-            row["value"],
-            row["gap"],
-            xerr=2 * np.nan_to_num(row["value_error"]),
-            yerr=2 * np.nan_to_num(row["gap_error"]),
+            part["value"],
+            part["gap"],
+            xerr=2 * part["value_error"].fillna(0),
+            yerr=2 * part["gap_error"].fillna(0),
             fmt=marker,
             ms=4,
-            color=FAMILY[row["family"]],
-            label=row["model"],
+            color=FAMILY[part["family"].iloc[0]],
+            elinewidth=0.6,
+            label=base,
         )
-    for height, style in ((on_par, ":"), (clearly_worse, "--")):
+    for height, style in ((ON_PAR, ":"), (CLEARLY_WORSE, "--")):
         ax.axhline(height, color="0.4", linewidth=0.8, linestyle=style)
-    ax.set_xscale("log")
+    ax.axvline(advice.threshold, color="0.4", linewidth=0.8)
+    error = 2 * np.nan_to_num(own.standard_error)
+    ax.axvspan(own.mean - error, own.mean + error, color="0.85", zorder=0)
+    ax.axvline(own.mean, color="0.35", linewidth=1.6)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    ax.set(xlabel=xlabel, ylabel="gap (share of AdamW's progress\nthat SGD lacks)")
-    return figure
-
-
-def among_references(table: pd.DataFrame, model: str, js0: ValueWithError) -> Figure:
-    """`gap_against` of `reference_points`, and where a model of unknown gap lies."""
-    figure = gap_against(table, "JS⁰ (nats)", ON_PAR, CLEARLY_WORSE)
-    (ax,) = figure.axes
-    error = 2 * np.nan_to_num(js0.standard_error)
-    ax.axvspan(max(js0.mean - error, js0.mean / 100), js0.mean + error, color="0.85", zorder=0)
-    ax.axvline(js0.mean, color="0.35", linewidth=1.2)
+    name = MEASURES[advice.measure].replace("λ_rms", "$λ_{rms}$").replace("λ_max", "$λ_{max}$")
+    ax.set(xlabel=name, ylabel="gap (share of AdamW's progress\nthat SGD lacks)")
     ax.set_title(f"grey: {textwrap.shorten(model, 40, placeholder='…')}")
     return figure

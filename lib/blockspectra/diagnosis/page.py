@@ -61,7 +61,9 @@ class Diagnosis:
         from blockspectra.diagnosis.figures import drawings
 
         with rc_context():  # the caller's own style stays
-            return drawings(self.name, self.spectra, self.divergences, self.js0)
+            return drawings(
+                *(self.name, self.spectra, self.divergences, self.heterogeneity, self.advice)
+            )
 
     def save(self, folder: str | Path) -> tuple[Path, Path]:
         """Write ``diagnosis.html``, one page that needs no other file, and ``diagnosis.json``.

@@ -1,21 +1,25 @@
-"""The project's own models as a scale: their heterogeneity, and how far SGD fell behind on them.
+"""The project's own models as a scale: how far apart their blocks are, and what SGD lacks on them.
 
 The numbers are a table inside the package, so that they are there without the repository. It is
-made from the committed results by `companion.reference_numbers`.
+made from what chapter 22 has measured by `companion.reference_numbers`.
 """
 
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from blockspectra.statistics import ValueWithError
-
 TABLE = Path(__file__).parent / "references.csv"
-GAP = "gap"  # of `companion.rate_search.gap`; all other measures are those of `heterogeneity`
 JS0 = "js, signed-log"
+SPREAD = "spread over blocks of "
+#: what is known of the reference models, of `heterogeneity`: in words, with the unit
+MEASURES = {
+    "sum, raw": "JS⁰ (un-normalised sum)",
+    JS0: "JS⁰ (nats)",
+    "std log10 RMS": f"{SPREAD}λ_rms (decades)",
+    "std log10 λ_max": f"{SPREAD}λ_max (decades)",
+}
 SETTINGS = ("steps", "probes", "samples", "seeds")
 
 
@@ -23,31 +27,11 @@ SETTINGS = ("steps", "probes", "samples", "seeds")
 def references() -> pd.DataFrame:
     """Read what was measured of the reference models at initialisation, and of their training.
 
-    One row a model and measure. Columns: model, family, measure, value, standard_error, unit, and
-    the settings: steps, probes, samples of the Hessian, seeds.
+    One row a model and measure. Columns: model; base, the architecture of which it is a variant,
+    and family; gap, the share of AdamW's progress that SGD with momentum lacks, and gap_error;
+    measure, value, value_error; and the settings: steps, probes, samples of the Hessian, seeds.
     """
     return pd.read_csv(TABLE, float_precision="round_trip")
-
-
-class Point(NamedTuple):
-    """A reference model: how heterogeneous it is, and how far SGD fell behind AdamW on it."""
-
-    model: str
-    family: str
-    js0: ValueWithError
-    gap: ValueWithError
-
-
-def points(table: pd.DataFrame) -> list[Point]:
-    """Pair JS⁰ and the gap of every reference model that has both."""
-    found = []
-    for (model, family), part in table.groupby(["model", "family"], sort=False):
-        rows = part.set_index("measure")[["value", "standard_error"]]
-        if {JS0, GAP} <= set(rows.index):
-            found.append(
-                Point(model, family, ValueWithError(*rows.loc[JS0]), ValueWithError(*rows.loc[GAP]))
-            )
-    return found
 
 
 def settings(table: pd.DataFrame) -> dict[str, int]:
@@ -57,25 +41,23 @@ def settings(table: pd.DataFrame) -> dict[str, int]:
     return {name: int(table[name].iloc[0]) for name in SETTINGS}
 
 
-def placed(table: pd.DataFrame, name: str, heterogeneity: pd.DataFrame) -> pd.DataFrame:
-    """Put a model, by its name and `heterogeneity`, among the reference models.
+def placed(table: pd.DataFrame, heterogeneity: pd.DataFrame) -> pd.DataFrame:
+    """Put a model, by its `heterogeneity`, among the reference models.
 
-    Returns a row a measure: the model's value and standard_error, a column a reference model, and
-    ``below``: how many of them lie below it by two standard errors of both; ``above`` so too.
+    Returns a row a measure: the model's value and standard_error, how many reference models lie
+    ``below`` and ``above`` by two standard errors of both, and the ``least`` and ``largest`` value
+    among them.
     """
-    models = table["model"].unique()
-    values, errors = (
-        table.pivot_table(index="measure", columns="model", values=column, sort=False)[models]
-        for column in ("value", "standard_error")
-    )
-    rows = [measure for measure in heterogeneity.index if measure in values.index]
-    own = heterogeneity.loc[rows, ["value", "standard_error"]]
-    difference = values.loc[rows].sub(own["value"], axis=0)
-    significant = difference.abs() > 2 * np.hypot(
-        errors.loc[rows].fillna(0), own["standard_error"].fillna(0).to_numpy()[:, None]
-    )
-    counts = {
-        "below": (significant & (difference < 0)).sum(axis=1),
-        "above": (significant & (difference > 0)).sum(axis=1),
-    }
-    return own.rename(columns={"value": name}).assign(**counts).join(values.loc[rows])
+    rows = {}
+    for measure, part in table.groupby("measure", sort=False):
+        value, error = heterogeneity.loc[measure, ["value", "standard_error"]]
+        apart = 2 * np.hypot(part["value_error"].fillna(0), np.nan_to_num(error))
+        rows[MEASURES[measure]] = {
+            "this model": value,
+            "standard_error": error,
+            "below": int((part["value"] < value - apart).sum()),
+            "above": int((part["value"] > value + apart).sum()),
+            "least": part["value"].min(),
+            "largest": part["value"].max(),
+        }
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("measure")

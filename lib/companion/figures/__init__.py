@@ -5,7 +5,6 @@ palette, the same for a family of models in every figure.
 """
 # ruff: noqa: F401
 
-from blockspectra.diagnosis.figures import gap_against
 from blockspectra.plotting.spectra import relative_density, spectrum_raster
 from blockspectra.plotting.style import use_style
 from companion.figures.benchmarks import cost_growth, cost_ratios, peak_memory
