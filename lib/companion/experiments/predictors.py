@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from blockspectra.blocks import partition
+from blockspectra.diagnosis.advice import CLEARLY_WORSE
 from blockspectra.distance import js0, log_spread
 from blockspectra.gradient_graph import gradients
 from blockspectra.spectra import Spectra
@@ -46,7 +47,6 @@ DEFINITIONS = {
     "earth mover's distance": partial(js0, measure="w1"),
     "the divergence in nats, raw axis": partial(js0, axis="raw"),
 }
-CLEAR = 0.10  # SGD is clearly worse from this gap on, as in chapter 06
 
 
 @dataclass(frozen=True)
@@ -203,12 +203,12 @@ def ordered(table: pd.DataFrame, pairs: str = "all") -> tuple[ValueWithError, in
 def called(table: pd.DataFrame) -> tuple[int, int]:
     """Of the models held out, how many are called right, and how many there are.
 
-    Called clearly worse for SGD (a gap above `CLEAR`) where the predictor lies above a threshold,
-    that which is right most often on the others, halfway between two of them.
+    Called clearly worse for SGD (gap above `CLEARLY_WORSE`) where the predictor lies above a
+    threshold: that which is right most often on the others, halfway between two of them.
     """
     chosen, held = table[~table["held_out"]], table[table["held_out"]]
     values = np.sort(chosen["value"])
     cuts = [-np.inf, *(values[1:] + values[:-1]) / 2, np.inf]
-    right = [((chosen["value"] > cut) == (chosen["gap"] > CLEAR)).sum() for cut in cuts]
+    right = [((chosen["value"] > cut) == (chosen["gap"] > CLEARLY_WORSE)).sum() for cut in cuts]
     cut = cuts[int(np.argmax(right))]
-    return int(((held["value"] > cut) == (held["gap"] > CLEAR)).sum()), len(held)
+    return int(((held["value"] > cut) == (held["gap"] > CLEARLY_WORSE)).sum()), len(held)
