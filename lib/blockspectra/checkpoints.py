@@ -15,7 +15,7 @@ class Checkpoints:
     """A folder with one file for each finished run, written atomically with a checksum.
 
     ``about`` is all that a run depends on, as JSON: a folder that holds runs of anything else is
-    refused by a ValueError. ``writes`` is False where another process saves the same runs.
+    refused by a ValueError.
 
     Attributes
     ----------
@@ -23,8 +23,8 @@ class Checkpoints:
         The runs of one probe each that were in the folder. A damaged file is named, and left out.
     """
 
-    def __init__(self, folder: str | Path, about: dict, *, writes: bool = True):
-        self.folder, self.writes = Path(folder), writes
+    def __init__(self, folder: str | Path, about: dict):
+        self.folder = Path(folder)
         about = json.loads(json.dumps(about))
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         stored = _read(self.folder / "about.npz")
@@ -34,7 +34,7 @@ class Checkpoints:
                 f"{self.folder} holds runs of another problem or with other settings "
                 f"({', '.join(differ)} differ): name another folder, or delete this one."
             )
-        if writes and not stored:
+        if not stored:
             save_arrays(self.folder / "about.npz", about, {})
         self.found = {}
         for path in self.folder.glob("block*-probe*.npz"):
@@ -44,10 +44,9 @@ class Checkpoints:
 
     def save(self, block: int, probe: int, result: Tridiagonal) -> None:
         """Write a run that is finished."""
-        if self.writes:
-            path = self.folder / f"block{block:05d}-probe{probe}.npz"
-            arrays = {name: tensor.numpy() for name, tensor in result._asdict().items()}
-            save_arrays(path, {"of": self.key, "run": [block, probe]}, arrays)
+        path = self.folder / f"block{block:05d}-probe{probe}.npz"
+        arrays = {name: tensor.numpy() for name, tensor in result._asdict().items()}
+        save_arrays(path, {"of": self.key, "run": [block, probe]}, arrays)
 
 
 def _read(path: Path, key: str | None = None) -> tuple[dict, dict] | None:

@@ -16,7 +16,6 @@ from blockspectra.differences import (
     displaced,
     root_mean_square,
 )
-from blockspectra.distributed import Ranks
 from blockspectra.evaluation import CACHE, check_cache, check_mean, check_parameters, evaluated
 from blockspectra.gradient_graph import CHEAP, PLAIN, GradientGraph, graph
 from blockspectra.problem import OutOfMemory, Problem, ProblemError
@@ -25,10 +24,7 @@ DIRECTIONS = 4  # displaced points at which a product must also be wrong to be r
 
 
 def checked(
-    problem: Problem,
-    parameters: Sequence[nn.Parameter],
-    derivatives: str = CHEAP,
-    ranks: Ranks | None = None,
+    problem: Problem, parameters: Sequence[nn.Parameter], derivatives: str = CHEAP
 ) -> GradientGraph:
     """Refuse, in one sentence, a loss without a Hessian or with products that are not its.
 
@@ -47,13 +43,11 @@ def checked(
         Those to differentiate in. Warns of those that the loss does not depend on.
     derivatives : str
         What to begin with: `CHEAP`, or `PLAIN` with a reason.
-    ranks : Ranks, optional
-        The processes that share the batches: each checks its own, with derivatives of its own.
 
     Returns
     -------
     GradientGraph
-        That of the first batch, of this rank's, for products.
+        That of the first batch, for products.
 
     Raises
     ------
@@ -65,36 +59,31 @@ def checked(
     """
     check_parameters(problem, parameters)
     problem.check_modes()
-    ranks = ranks or Ranks()
-    batches = ranks.share(list(enumerate(problem.batches)))
-    losses, unused = {}, dict.fromkeys(parameters)
-    for number, batch in batches:
+    losses, unused = [], dict.fromkeys(parameters)
+    for number, batch in enumerate(problem.batches):
         kept = None  # before another graph is made
         with _told_of(problem, number):
             loss, reached = evaluated(problem, batch)
-            losses[number] = loss
+            losses.append(loss)
             kept, found = _settled(problem, batch, parameters, loss, derivatives)
             check_cache(problem, batch, reached, kept)
-        first = number == batches[0][0]
-        if not first and found.startswith(f"{PLAIN}:") and found != derivatives:
+        if number and found.startswith(f"{PLAIN}:") and found != derivatives:
             kept = None
-            return checked(problem, parameters, found, ranks)
-        derivatives = found if first else derivatives
+            return checked(problem, parameters, found)
+        derivatives = derivatives if number else found
         for p in reached:
             unused.pop(p, None)
-    known = ranks.gather((losses, [problem.name_of(p) for p in unused]))
-    check_mean(problem, {n: loss for found, _ in known for n, loss in found.items()}, losses)
-    unused = [name for name in known[0][1] if all(name in names for _, names in known)]
+    check_mean(problem, losses)
     if unused:
         warnings.warn(
-            f"The loss does not depend on {', '.join(unused[:3])} "
+            f"The loss does not depend on {', '.join(map(problem.name_of, list(unused)[:3]))} "
             f"({len(unused)} in all), so their Hessian is 0: leave them out, or look for what cuts "
             f"them off, such as adapters that eval() merges or a weight that is cached.",
             stacklevel=2,
         )
-    if kept is None or len(batches) > 1:
+    if kept is None or len(losses) > 1:
         kept = None
-        kept = GradientGraph(problem, batches[0][1], parameters, derivatives)
+        kept = GradientGraph(problem, problem.batches[0], parameters, derivatives)
     return kept
 
 

@@ -6,7 +6,8 @@ the model as it is. All of it shows in what happens, whatever the modules are ca
 
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -133,16 +134,12 @@ def check_cache(problem: Problem, batch: Any, reached: set, kept: GradientGraph 
         raise ProblemError(CACHE.format(problem.name_of(next(iter(lost)))))
 
 
-def check_mean(problem: Problem, losses: Mapping[int, float], own: Collection[int]) -> None:
-    """Refuse sums, and means over something else than batches are weighted by.
-
-    ``losses`` of all batches by their numbers, of which ``own`` are compared with those after them.
-    """
-    first = min(own)
-    twice = _joint_loss(problem, first, first)
-    if twice is None or not losses[first]:
+def check_mean(problem: Problem, losses: Sequence[float]) -> None:
+    """Refuse sums, and means over something else than batches are weighted by."""
+    twice = _joint_loss(problem, 0, 0)
+    if twice is None or not losses[0]:
         return
-    ratio = twice / losses[first]
+    ratio = twice / losses[0]
     if abs(ratio - 2) < ALIKE:
         raise ProblemError(
             "The loss of a batch repeated is twice its own, so it is a sum: take the mean, or "
@@ -157,11 +154,11 @@ def check_mean(problem: Problem, losses: Mapping[int, float], own: Collection[in
             )
         return
     share, times = ROUNDING
-    for a, b in ((a, a + 1) for a in own if a + 1 in losses):
+    for a, b in pairwise(range(len(losses))):
         left, right = problem.weights[a], problem.weights[b]
         mean = (left * losses[a] + right * losses[b]) / (left + right)
         together = _joint_loss(problem, a, b)
-        bound = times * abs(twice - losses[first]) + share * max(abs(losses[a]), abs(losses[b]))
+        bound = times * abs(twice - losses[0]) + share * max(abs(losses[a]), abs(losses[b]))
         if together is not None and abs(together - mean) > bound:
             raise ProblemError(
                 f"The losses of batches {a + 1} and {b + 1} are {losses[a]:.4g} and "

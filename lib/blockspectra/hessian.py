@@ -31,7 +31,6 @@ from torch import Tensor
 
 from blockspectra.blocks import Block, parameters_of, whole
 from blockspectra.checks import checked, not_finite
-from blockspectra.distributed import Ranks
 from blockspectra.gauss_newton import GaussNewtonGraph
 from blockspectra.gradient_graph import GradientGraph
 from blockspectra.memory import readable
@@ -54,12 +53,10 @@ class BlockHessians:
         Those that products will be asked for.
     known : GradientGraph, optional
         From `checked` for the parameters of ``blocks``, in the order of `parameters_of`: says which
-        derivatives to take, and is used where its batch is this rank's first. The caller must drop
-        its own reference, so that memory can be freed. By default `checked` is called here.
+        derivatives to take, and is used for its batch, the first. The caller must drop its own
+        reference, so that memory can be freed. By default `checked` is called here.
     budget : int, optional
         Bytes for graphs and for what products need beside them; no bound if None.
-    ranks : Ranks, optional
-        The processes that share the batches; by default this one has them all.
     matrix : {"hessian", "ggn"}
         Or the Gauss–Newton part of the Hessian, see `gauss_newton`.
     preconditioner : mapping, name of a block → Tensor, optional
@@ -80,7 +77,7 @@ class BlockHessians:
     ProblemError
         See `checked`; `OutOfMemory` if not even one batch's graph fits the budget.
     ValueError
-        If there are more ranks than batches, or a preconditioner is not positive or lacks a block.
+        If a preconditioner is not positive or lacks a block.
     """
 
     def __init__(
@@ -90,18 +87,16 @@ class BlockHessians:
         *,
         known: GradientGraph | None = None,
         budget: int | None = None,
-        ranks: Ranks | None = None,
         matrix: str = "hessian",
         preconditioner: Mapping[str, Tensor] | None = None,
     ):
-        self.problem, self.ranks, blocks = problem, ranks or Ranks(), list(blocks)
+        self.problem, blocks = problem, list(blocks)
         self.parameters = parameters_of(blocks)
         self.scales = coordinate_scales(blocks, preconditioner)
-        self.batches = self.ranks.share(list(zip(problem.batches, problem.weights, strict=True)))
-        known = known or checked(problem, self.parameters, ranks=self.ranks)
+        known = known or checked(problem, self.parameters)
         self.derivatives, self.matrix = known.derivatives, matrix
-        first, *others = [batch for batch, _ in self.batches]
-        graphs = [known if known.batch is first and matrix == "hessian" else self._graph(first)]
+        first, *others = problem.batches
+        graphs = [known if matrix == "hessian" else self._graph(first)]
         self.nbytes = graphs[0].nbytes()
         if budget is not None and self.nbytes * (1 + SCRATCH) > budget:
             raise OutOfMemory(
@@ -109,8 +104,8 @@ class BlockHessians:
                 f"{readable(self.nbytes * (1 + SCRATCH))}, and {readable(max(0, budget))} are left "
                 f"for them: use smaller batches, or raise `memory`."
             )
-        fits = budget is None or self.nbytes * (len(self.batches) + SCRATCH) <= budget
-        self.kept = bool(self.ranks.least(fits))  # all ranks decide alike
+        least = self.nbytes * (len(problem.batches) + SCRATCH)
+        self.kept = budget is None or least <= budget
         self.graphs = graphs if self.kept else []
         self.graphs += map(self._graph, others if self.kept else [])
 
@@ -122,14 +117,14 @@ class BlockHessians:
         """
         totals: list[Any] = [0] * len(wanted)
         wanted = [(b, self._scaled(b, vector)) for b, vector in wanted]
-        several = len(self.problem.batches) > 1
-        for i, (batch, weight) in enumerate(self.batches):
+        batches, weights = self.problem.batches, self.problem.weights
+        several = len(batches) > 1
+        for i, (batch, weight) in enumerate(zip(batches, weights, strict=True)):
             graph = self.graphs[i] if self.kept else self._graph(batch)
             for k, (block, vector) in enumerate(wanted):
                 product = graph.product(block, vector)
                 totals[k] = totals[k] + weight * product.double() if several else product
             del graph  # before the next one is made
-        totals = self.ranks.sum(totals, [vector for _, vector in wanted])
         return [
             self._scaled(block, t).to(block.parameters[0].dtype)
             for t, (block, _) in zip(totals, wanted, strict=True)

@@ -97,10 +97,9 @@ def block_spectra(
     checkpoint : path, optional
         A folder in which every finished probe is stored. A killed call goes on from it when made
         again, to the same bits; the folder can be deleted afterwards.
-    ranks : {"batches", "blocks"}, optional
-        Under ``torchrun``, split batches (products are summed over ranks) or runs over the
-        processes of the default group. All ranks must be given the same problem and get the same
-        result; a checkpoint's folder must be one that all of them see.
+    ranks : {"blocks"}, optional
+        Under ``torchrun``, each process of the default group computes other runs. All must be given
+        the same problem, and get the result of one process, to the bit.
     progress : bool, optional
         Show a bar; by default where the output is a terminal or ``BLOCKSPECTRA_PROGRESS=1``.
     matrix : {"hessian", "ggn"}
@@ -117,7 +116,7 @@ def block_spectra(
     Raises
     ------
     ValueError
-        No blocks, two of one name, no steps or probes, an unknown matrix, basis or split, a
+        No blocks, two of one name, no steps or probes, an unknown matrix, basis or ranks, a
         preconditioner that does not fit, a checkpoint of another run, ranks that differ.
     ProblemError
         See `checked`; `OutOfMemory` where the least that is needed does not fit.
@@ -153,36 +152,30 @@ def block_spectra(
                 f"take fewer steps, basis='none', or raise `memory`."
             )
         about = _about(problem, blocks, seed)
-        about["settings"] = [steps, tolerance, basis, team.parts]
+        about["settings"] = [steps, tolerance, basis]
         if matrix != "hessian":
             about["matrix"] = matrix
         if scales:
             about["preconditioner"] = _checksum(scales.values())
-        team.agree(about | {"ranks": ranks, "checkpoint": checkpoint is not None})
-        graph = checked(problem, parameters_of(blocks), ranks=team)
+        graph = checked(problem, parameters_of(blocks))
         give_back()
-        first = problem.batches[0]  # on all ranks
-        loss = graph.loss if graph.batch is first else problem.value(first)
-        about["loss"] = loss.item()
-        team.agree({"loss": about["loss"]})
+        about["loss"] = graph.loss.item()
+        others = {"number of probes": probes, "checkpoint": checkpoint is not None}
+        team.agree(about | others)
         if checkpoint is not None:
-            writes = team.parts == 1 or team.rank == 0
-            checkpoints = Checkpoints(checkpoint, about, writes=writes)
+            checkpoints = Checkpoints(checkpoint, about)
             results = {key: run for key, run in checkpoints.found.items() if key[1] < probes}
-            if team.parts > 1:  # ranks take the steps of one run together
-                team.agree({"checkpoint": sorted(results)})
         hessians = BlockHessians(
             problem,
             blocks,
             known=graph,
             budget=room - need,
-            ranks=team,
             matrix=matrix,
             preconditioner=preconditioner,
         )
         del graph  # so that `hessians` alone decides whether to keep it
-        graphs = len(team.share(problem.batches)) if hessians.kept else 1
-        room = team.least(room - graphs * hessians.nbytes)  # for runs and products
+        graphs = len(problem.batches) if hessians.kept else 1
+        room -= graphs * hessians.nbytes  # for runs and products
         scratch = int(SCRATCH * hessians.nbytes)
         # one probe after the other would leave a GPU waiting for launches, where models are small
         at_once = probes if device.type == "cuda" and probes * (need + scratch) <= room else 1
@@ -190,7 +183,7 @@ def block_spectra(
         most = sum(min(steps, block.size) for block in blocks) * probes
         shown = team.rank == 0 and (progress_wanted() if progress is None else progress)
         with tqdm(
-            total=most // (team.size if ranks == "blocks" else 1),
+            total=most // team.size,
             initial=sum(int(run.taken) for run in results.values()),
             unit="step",
             disable=not shown,
@@ -201,15 +194,14 @@ def block_spectra(
                         results[batch.number, probe] = run
                         if checkpoints:
                             checkpoints.save(batch.number, probe, run)
-        if ranks == "blocks":
-            results = {key: run for found in team.gather(results) for key, run in found.items()}
-        derivatives = "; ".join(sorted(set(team.gather(hessians.derivatives))))
+        graphs = "kept graphs" if hessians.kept else "a graph made again each step"
+        how = f"double backward on {graphs}, {at_once} at a time; {hessians.derivatives}"
+        gathered = team.gather((results, how))
 
-    graphs = "kept graphs" if hessians.kept else "a graph made again each step"
+    results = {key: run for found, _ in gathered for key, run in found.items()}
     meta = {"steps": steps, "probes": probes, "seed": seed}
     meta |= {} if tolerance is None else {"tolerance": tolerance}
-    how = f"double backward on {graphs}, {at_once} at a time; {derivatives}"
-    meta |= {"products": how, "basis": basis}
+    meta |= {"products": " | ".join(sorted({how for _, how in gathered})), "basis": basis}
     meta |= {} if matrix == "hessian" else {"matrix": matrix}
     meta |= {"preconditioned": True} if scales else {}
     return _spectra(blocks, results, tolerance, meta)

@@ -89,7 +89,6 @@ GOALS = (
         "two processes: time (times that of one)",
         0.65,
         source=("ranks", "rows"),
-        where="split == 'by blocks'",
         value="ratio",
         case=("split",),
         provided="same_bits",

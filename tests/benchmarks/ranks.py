@@ -1,8 +1,8 @@
-"""How much time two ranks save over one process, by blocks and by batches.
+"""How much time two ranks that share the blocks save over one process.
 
-One process, two ranks by blocks and two by batches take turns, one thread each; the second rank
-waits, idle, while the first is alone. Needs two free cores: the load of the machine at the start is
-kept beside the numbers. ``make bench`` keeps them in ``results/ranks.json``.
+One process and two ranks take turns, one thread each; the second rank waits, idle, while the first
+is alone. Needs two free cores: the load of the machine at the start is kept beside the numbers.
+``make bench`` keeps them in ``results/ranks.json``.
 """
 
 import json
@@ -11,18 +11,17 @@ import tempfile
 from pathlib import Path
 
 import bench
-import numpy as np
 import torch.distributed as dist
 import torch.multiprocessing
 
 from blockspectra import block_spectra, partition
 
 STEPS, PROBES, BATCHES, REPEATS = 15, 2, 4, 5
-WAYS = {"one process": None, "by blocks": "blocks", "by batches": "batches"}
+WAYS = {"one process": None, "by blocks": "blocks"}
 
 
 def rank_rows(rank: int, folder: Path, quick: bool) -> None:
-    """Take part as one of two ranks; the first writes down the rows."""
+    """Take part as one of two ranks; the first writes down the row."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     bench.ONE.enter()
     sizes = {"context": 8, "samples": 2} if quick else {"samples": 4}
@@ -41,19 +40,15 @@ def rank_rows(rank: int, folder: Path, quick: bool) -> None:
     dist.destroy_process_group()
     if rank:
         return
-    alone, *others = WAYS
-    rows = [
-        {
-            "split": way,
-            "seconds": round(times.median(way), 3),
-            "seconds_of_one_process": round(times.median(alone), 3),
-            **times.ratio(way, alone),
-            "same_bits": same_bits(found[way], found[alone]),
-            "largest_difference": difference(found[way], found[alone]),
-        }
-        for way in others
-    ]
-    content = {**bench.described(problem), "blocks": len(blocks), "rows": rows}
+    alone, shared = WAYS
+    row = {
+        "split": shared,
+        "seconds": round(times.median(shared), 3),
+        "seconds_of_one_process": round(times.median(alone), 3),
+        **times.ratio(shared, alone),
+        "same_bits": same_bits(found[shared], found[alone]),
+    }
+    content = {**bench.described(problem), "blocks": len(blocks), "rows": [row]}
     (folder / "rows.json").write_text(json.dumps(content))
 
 
@@ -63,15 +58,8 @@ def same_bits(found, wanted) -> bool:
     return all(getattr(found, k).tobytes() == getattr(wanted, k).tobytes() for k in keys)
 
 
-def difference(found, wanted) -> float:
-    """Largest difference of a coefficient, as a share of the largest one of its block."""
-    pairs = ((found.alpha, wanted.alpha), (found.beta, wanted.beta))
-    largest = np.maximum(*(abs(one).max((1, 2)) for _, one in pairs))
-    return float(max((abs(a - b).max((1, 2)) / largest).max() for a, b in pairs))
-
-
 def measure(quick: bool) -> dict:
-    """Rows by blocks and by batches."""
+    """The time of two ranks beside that of one process."""
     load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(rank_rows, (Path(folder), quick), nprocs=2)

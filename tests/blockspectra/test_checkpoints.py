@@ -20,9 +20,8 @@ import torch
 
 from blockspectra import block_spectra, cross_entropy, partition, slq
 from blockspectra import files as arrays
-from blockspectra.checkpoints import Checkpoints
 from blockspectra.hessian import SCRATCH, BlockHessians
-from blockspectra.lanczos import lanczos, run_bytes
+from blockspectra.lanczos import run_bytes
 from blockspectra.spectra import ARRAYS
 from two_matrices import two_matrices
 
@@ -299,14 +298,3 @@ def test_runs_of_something_else_are_not_taken_where_nothing_says_what_they_are_o
     found = compute("graphs kept", tmp_path, other)
     assert same(found, compute("graphs kept", None, two_matrices(3, seed=1)))
     assert capfd.readouterr().err.count("is of another problem or other settings") == 2 * PROBES
-
-
-def test_a_process_that_does_not_write_leaves_the_folder_alone(tmp_path):
-    run = lanczos(lambda v: v * torch.arange(3.0), torch.ones(3), 3)
-    reader = Checkpoints(tmp_path, {"seed": 0}, writes=False)
-    reader.save(0, 1, run)
-    assert left(tmp_path) == []
-    Checkpoints(tmp_path, {"seed": 0}).save(0, 1, run)
-    found = Checkpoints(tmp_path, {"seed": 0}, writes=False).found
-    assert list(found) == [(0, 1)]
-    assert same(found[0, 1], run)

@@ -1,8 +1,8 @@
 """Only this file sees what goes wrong between processes: with real ones, over gloo.
 
-A batch that two ranks count or none does, a sum of products that do not belong together, a rank
-that waits forever for one that has failed, a killed run that goes on elsewhere than it was: one
-process alone has none of these. Oracle: the same call in one process.
+A run that two ranks take or none does, ranks that measure two problems, a rank that waits forever
+for one that has failed, a killed run that goes on elsewhere than it was: one process alone has none
+of these. Oracle: the same call in one process.
 """
 
 import multiprocessing
@@ -13,31 +13,19 @@ import sys
 import uuid
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
-from blockspectra import (
-    Problem,
-    ProblemError,
-    Spectra,
-    block_spectra,
-    full_spectrum,
-    hessian,
-    lanczos,
-    partition,
-    slq,
-)
-from blockspectra.checks import checked
+from blockspectra import Problem, Spectra, block_spectra, hessian, lanczos, partition, slq
+from blockspectra.blocks import whole
 from blockspectra.distributed import Ranks
 from blockspectra.spectra import ARRAYS
 
 CALL = {"steps": 8, "probes": 3, "seed": 1}
-GIB = 2**30
 
 
-def problem_of(sizes=(3, 1, 2), *, weights=0, order=1):
+def problem_of(sizes=(3, 1, 2), *, weights=0, order=1, factor=1):
     """A small MLP in float64, with batches of these sizes."""
     with torch.random.fork_rng():
         torch.manual_seed(weights)
@@ -46,15 +34,15 @@ def problem_of(sizes=(3, 1, 2), *, weights=0, order=1):
         ).double()
         torch.manual_seed(7)
         batches = torch.randn(sum(sizes), 2, 4, dtype=torch.float64).split(sizes)
-    return Problem(model, _loss, batches[::order])
+
+    def loss(model, batch):
+        return factor * (model(batch[:, 0, :3]) - batch[:, 1]).square().sum(-1).sin().mean()
+
+    return Problem(model, loss, batches[::order])
 
 
-def _loss(model, batch):
-    return (model(batch[:, 0, :3]) - batch[:, 1]).square().sum(-1).sin().mean()
-
-
-def measured(problem, **settings):
-    return block_spectra(problem, partition(problem.model), **CALL | settings)
+def measured(problem, blocks=slice(None), **settings):
+    return block_spectra(problem, partition(problem.model)[blocks], **CALL | settings)
 
 
 def arrays(spectra):
@@ -106,73 +94,52 @@ def in_processes(folder, work, *arguments, size=2):
 # ---- the same numbers --------------------------------------------------------------------------
 
 
-def call(rank, sizes, settings):
-    return arrays(measured(problem_of(sizes), **settings))
+def call(rank, settings, ranks=None):
+    return arrays(measured(problem_of(), **settings, ranks=ranks))
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_by_batches_of_unequal_sizes_it_is_the_mean_over_all_samples(tmp_path, size):
-    found = in_processes(tmp_path, call, (3, 1, 2), {"ranks": "batches"}, size=size)
-    assert all(same_bits(one, found[0]) for one in found)
-    problem = problem_of()
-    pooled = Problem(problem.model, _loss, [torch.cat(problem.batches)])
-    for one in (problem, pooled):
-        for a, b in zip(found[0], arrays(measured(one)), strict=True):
-            np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
+SETTINGS = {
+    "plain": {},
+    "no basis": {"basis": "none"},
+    "more ranks than probes": {"probes": 1},
+    "a rank without a run": {"probes": 1, "blocks": slice(1)},
+    "a tolerance": {"tolerance": 0.05, "probes": 6},
+}
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{}, {"basis": "none"}, {"probes": 1}],
-    ids=["plain", "no basis", "more ranks than probes"],
-)
-def test_by_blocks_it_is_the_single_process_to_the_bit(tmp_path, settings):
-    found = in_processes(tmp_path, call, (3, 1), {"ranks": "blocks", **settings}, size=3)
-    expected = call(0, (3, 1), settings)
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_ranks_have_the_spectra_of_one_process_to_the_bit(tmp_path, settings):
+    expected = call(0, settings)
+    if "tolerance" in settings:
+        first, second = (taken[taken > 0] for taken in expected[2])
+        assert len(first) != len(second)  # else this would show nothing
+    found = in_processes(tmp_path, call, settings, "blocks", size=3)
     assert all(same_bits(one, expected) for one in found)
 
 
-def both_ways(rank, settings):
-    return [call(rank, (3, 1, 2), {"ranks": split, **settings}) for split in ("batches", "blocks")]
+def full(rank, ranks=None):
+    problem = problem_of()
+    return arrays(block_spectra(problem, [whole(problem.model)], **CALL, ranks=ranks))
 
 
-def test_ranks_take_the_probes_and_steps_that_one_process_takes_under_a_tolerance(tmp_path):
-    settings = {"tolerance": 0.05, "steps": 8, "probes": 6}
-    expected = call(0, (3, 1, 2), settings)
-    first, second = (taken[taken > 0] for taken in expected[2])
-    assert len(first) != len(second)  # else this would show nothing
-    found = in_processes(tmp_path, both_ways, settings)
-    assert all(same_bits(one, other) for one, other in zip(*found, strict=True))
-    for a, b in zip(found[0][0], expected, strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
-    assert same_bits(found[0][1], expected)
+def test_the_probes_of_one_block_are_shared_out(tmp_path):
+    assert all(same_bits(one, full(0)) for one in in_processes(tmp_path, full, "blocks"))
 
 
 def short_of_memory(rank):
-    """Rank 0 has room for all, rank 1 for one graph of two, and for two runs of six."""
-    hessian.GradientGraph.nbytes = lambda graph: GIB
-    slq.run_bytes = lambda *_: GIB // 5
-    least = (1 + hessian.SCRATCH + 2 / 5) * GIB
-    slq.available = lambda memory, device: int(least) + 1 if rank else 100 * GIB
-    spectra = measured(problem_of((2, 1, 3, 2)), ranks="batches", memory="named")
+    """Rank 0 keeps all graphs, rank 1 has no room for more than one."""
+    hessian.GradientGraph.nbytes = lambda graph: 2**30
+    slq.available = lambda memory, device: (4 if rank else 100) * 2**30
+    spectra = measured(problem_of(), ranks="blocks", memory="named")
     return spectra.meta["products"], arrays(spectra)
 
 
-def test_ranks_with_less_memory_than_others_take_the_same_steps(tmp_path):
-    found = in_processes(tmp_path, short_of_memory)
-    assert all("made again" in how for how, _ in found)
-    assert same_bits(found[0][1], found[1][1])
-    for a, b in zip(found[0][1], call(0, (2, 1, 3, 2), {}), strict=True):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-9)
-
-
-def whole_model(rank, split):
-    return arrays(full_spectrum(problem_of(), **CALL, ranks=split))
-
-
-def test_ranks_without_a_run_wait_for_the_others(tmp_path):
-    found = in_processes(tmp_path, whole_model, "blocks", size=4)
-    assert all(same_bits(one, whole_model(0, None)) for one in found)
+def test_ranks_with_less_memory_make_graphs_again_and_have_the_same_bits(tmp_path):
+    (how, first), (other, second) = in_processes(tmp_path, short_of_memory)
+    assert how == other
+    assert how.count("made again") == how.count("kept graphs") == 1
+    assert same_bits(first, call(0, {}))
+    assert same_bits(second, first)
 
 
 def counted(rank):
@@ -191,26 +158,25 @@ DIFFERENT = {
     "weights": (lambda: problem_of(weights=1), {}),
     "batches": (lambda: problem_of((2, 1, 3), order=-1), {}),
     "settings": (lambda: problem_of(), {"steps": 7}),
-    "ranks": (lambda: problem_of(), {"ranks": "blocks"}),
+    "number of probes": (lambda: problem_of(), {"probes": 4}),
     "blocks": (lambda: problem_of(), {"blocks": slice(1)}),
-    "checkpoint": (lambda: problem_of(), {"checkpoint": "b"}),
+    "checkpoint": (lambda: problem_of(), {"checkpoint": "kept"}),
+    "loss": (lambda: problem_of(factor=2), {}),
 }
 
 
 def refusals(rank, folder):
     """Each case on rank 1 beside the same call on rank 0; the group must survive all of them."""
     found = {}
-    measured(problem_of(), ranks="batches", checkpoint=folder / "b")
     for what, (problem, settings) in DIFFERENT.items():
         problem, settings = (problem(), dict(settings)) if rank else (problem_of(), {})
-        blocks = partition(problem.model)[settings.pop("blocks", slice(None))]
-        if what == "checkpoint":
-            settings["checkpoint"] = folder / settings.get("checkpoint", "a")
+        if "checkpoint" in settings:
+            settings["checkpoint"] = folder / settings["checkpoint"]
         try:
-            block_spectra(problem, blocks, **{**CALL, "ranks": "batches", **settings})
+            measured(problem, ranks="blocks", **settings)
         except ValueError as error:
             found[what] = str(error)
-    return found, arrays(measured(problem_of(), ranks="batches"))
+    return found, arrays(measured(problem_of(), ranks="blocks"))
 
 
 def test_ranks_that_differ_are_refused_on_all_of_them_in_one_sentence(tmp_path):
@@ -223,73 +189,8 @@ def test_ranks_that_differ_are_refused_on_all_of_them_in_one_sentence(tmp_path):
     assert same_bits(spectra, others)
 
 
-def checking(rank, batches, wrong):
-    """What this rank evaluates while it checks, and what it raises."""
-    seen, model = [], problem_of().model
-
-    def loss(model, batch):
-        seen.append(len(batch))
-        factor = 1 + (len(batch) == wrong)  # the mean of one batch is twice what it should be
-        return factor * _loss(model, batch)
-
-    problem = Problem(model, loss, batches)
-    try:
-        with problem.curvature_mode(), Ranks("batches", torch.device("cpu")) as team:
-            checked(problem, list(model.parameters()), ranks=team)
-    except (ProblemError, ConnectionError) as error:
-        return seen, type(error), str(error)
-    return seen, None, ""
-
-
-def test_each_rank_checks_its_own_batches(tmp_path):
-    batches = list(problem_of((3, 4, 5, 10)).batches)
-    for rank, (seen, error, _) in enumerate(in_processes(tmp_path, checking, batches, 0)):
-        own = batches[rank::2]
-        assert error is None
-        alone = [size for size in seen if size in (3, 4, 5, 10)]
-        assert set(alone) == set(map(len, own))
-
-
-def test_means_are_compared_across_ranks(tmp_path):
-    batches = list(problem_of((3, 4)).batches)
-    first, second = in_processes(tmp_path, checking, batches, 4)
-    assert first[1] is ProblemError
-    assert "The losses of batches 1 and 2 are" in first[2]
-    assert second[1] is None  # it has no batch after its own
-
-
-def test_a_rank_without_a_batch_is_refused_on_all_of_them(tmp_path):
-    for error in in_processes(tmp_path, call, (3, 1), {"ranks": "batches"}, size=3):
-        assert isinstance(error, ValueError)
-        assert "3 ranks needs as many batches, not 2" in str(error)
-
-
-def other_products(rank):
-    """Rank 1 has fewer products, of other sizes, or of other vectors."""
-    found = []
-    for change in (None, "number", "size", "vector"):
-        change = change if rank else None
-        vectors = [torch.ones(4 + (change == "size")).double() for _ in range(2)]
-        vectors[0] += change == "vector"
-        vectors = vectors[: 1 if change == "number" else 2]
-        with Ranks("batches", torch.device("cpu")) as ranks:
-            try:
-                found.append(float(ranks.sum([v.clone() for v in vectors], vectors)[0][0]))
-            except ValueError as error:
-                found.append(str(error))
-    return found
-
-
-def test_products_that_do_not_belong_together_are_never_summed(tmp_path):
-    first, second = in_processes(tmp_path, other_products)
-    assert first == second
-    assert first[0] == 2.0
-    assert len(first) == 4
-    assert all("not at the same products" in sentence for sentence in first[1:])
-
-
 @pytest.mark.parametrize(
-    ("split", "sentence"), [("layers", "choose one of batches, blocks"), ("blocks", "torchrun")]
+    ("split", "sentence"), [("batches", "choose ranks='blocks', by which"), ("blocks", "torchrun")]
 )
 def test_a_split_that_cannot_be_made_says_what_to_do(split, sentence):
     with pytest.raises(ValueError, match=sentence):
@@ -299,7 +200,7 @@ def test_a_split_that_cannot_be_made_says_what_to_do(split, sentence):
 # ---- ranks that fail ---------------------------------------------------------------------------
 
 
-def failing(rank, split):
+def failing(rank):
     """A product of rank 1 fails; that is caught, as in a notebook that goes on."""
     problem, product, made = problem_of((1,) * 8), hessian.GradientGraph.product, []
 
@@ -311,14 +212,13 @@ def failing(rank, split):
 
     hessian.GradientGraph.product = limited
     try:
-        measured(problem, ranks=split)
+        measured(problem, ranks="blocks")
     except (ZeroDivisionError, ConnectionError) as error:
-        return error, arrays(measured(problem, ranks=split))
+        return error, arrays(measured(problem, ranks="blocks"))
 
 
-@pytest.mark.parametrize(("split", "size"), [("batches", 4), ("blocks", 2)])
-def test_a_failure_on_one_rank_ends_the_waiting_of_the_others(tmp_path, split, size):
-    found = in_processes(tmp_path, failing, split, size=size)
+def test_a_failure_on_one_rank_ends_the_waiting_of_the_others(tmp_path):
+    found = in_processes(tmp_path, failing, size=3)
     (failed, spectra), lost = found.pop(1), found
     assert isinstance(failed, ZeroDivisionError)
     for error, others in lost:
@@ -327,7 +227,7 @@ def test_a_failure_on_one_rank_ends_the_waiting_of_the_others(tmp_path, split, s
         assert same_bits(others, spectra)  # the script's own group is as it was
 
 
-def killed(rank, split, folder, after=None):
+def killed(rank, folder, after=None):
     """Number of steps taken and the result, where rank 1 was not killed after some steps."""
     taken, absorb = [], lanczos.Lanczos.absorb
 
@@ -338,22 +238,20 @@ def killed(rank, split, folder, after=None):
             os.kill(os.getpid(), signal.SIGKILL)
 
     lanczos.Lanczos.absorb = counted
-    spectra = measured(problem_of((1,) * 4), ranks=split, checkpoint=folder)
+    spectra = measured(problem_of(), ranks="blocks", checkpoint=folder)
     return len(taken), arrays(spectra)
 
 
-@pytest.mark.parametrize(("split", "left"), [("batches", [32, 32]), ("blocks", [0, 8])])
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, split, left, monkeypatch):
-    (_, expected), _ = in_processes(tmp_path, killed, split, tmp_path / "whole")
-    lost, dead = in_processes(tmp_path, killed, split, tmp_path / "kept", 21)
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+    lost, dead = in_processes(tmp_path, killed, tmp_path / "kept", 21)
     assert isinstance(lost, ConnectionError)
     assert dead is None
-    resumed = in_processes(tmp_path, killed, split, tmp_path / "kept")
-    assert all(same_bits(found, expected) for _, found in resumed)
-    assert [steps for steps, _ in resumed] == left  # of 48, or of 24 each by blocks
-    if split == "blocks":  # one process finds what ranks have kept
-        monkeypatch.delattr(lanczos.Lanczos, "absorb")
-        assert same_bits(call(0, (1,) * 4, {"checkpoint": tmp_path / "kept"}), expected)
+    resumed = in_processes(tmp_path, killed, tmp_path / "kept")
+    assert [steps for steps, _ in resumed] == [0, 8]  # of 24 each
+    monkeypatch.delattr(lanczos.Lanczos, "absorb")  # one process finds what ranks have kept
+    alone = call(0, {"checkpoint": tmp_path / "kept"})
+    monkeypatch.undo()
+    assert all(same_bits(found, call(0, {})) for found in (alone, *(kept for _, kept in resumed)))
 
 
 SCRIPT = """
@@ -384,4 +282,4 @@ def test_under_torchrun_a_rank_that_ends_ends_the_others(tmp_path):
     )
     assert run.returncode != 0
     assert "no more data" in run.stderr
-    assert same_bits(arrays(Spectra.load(kept)), call(0, (3, 1, 2), {}))
+    assert same_bits(arrays(Spectra.load(kept)), call(0, {}))

@@ -4,8 +4,6 @@ A run lost, taken twice or advanced by another's product, a basis that outlives 
 that is found too large only after the model was differentiated, a progress bar that ends short.
 """
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -189,21 +187,6 @@ def test_how_much_memory_there_is_changes_no_bit_and_the_bar_ends_at_its_end(mem
     assert max(seen) == (2 if memory == "two runs" else 1)
     assert ("kept" in found.meta["products"]) == (memory == "kept")
     assert sum(moved) == 2 * 3 * 4
-
-
-def test_ranks_with_other_batches_go_on_with_the_room_of_the_one_that_has_least(monkeypatch):
-    problem, seen, products = two_matrices(3), [], BlockHessians.products
-    blocks, need = partition(problem.model), run_bytes(30, 4, torch.float32)
-
-    def counted(hessians, wanted):
-        seen.append(len(wanted))
-        return products(hessians, wanted)
-
-    least = SimpleNamespace(room=int(2 * need + SCRATCH * BlockHessians(problem, blocks).nbytes))
-    monkeypatch.setattr(slq.Ranks, "least", lambda ranks, x: least.room if x > 1 else False)
-    monkeypatch.setattr(BlockHessians, "products", counted)
-    block_spectra(problem, blocks, steps=4, probes=3)
-    assert max(seen) == 2
 
 
 # probes at once: what a GPU does

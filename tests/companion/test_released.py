@@ -49,8 +49,7 @@ COLUMNS = {  # file → table → columns that are read
         | {"difference_from_released", "mass_as_released"},
     },
     "ranks": {
-        "rows": RATIO
-        | {"split", "seconds", "seconds_of_one_process", "same_bits", "largest_difference"},
+        "rows": RATIO | {"split", "seconds", "seconds_of_one_process", "same_bits"},
     },
     "gpt2": {
         "rows": {"case", "blocks", "parameters_in_blocks", "largest_block", "steps", "basis"}
