@@ -19,12 +19,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 PARTITIONS = ("tensor", "layer", "head", "neuron")
-# the names under which published models keep their attention matrices
-ROLES = {
-    "q": {"q", "query", "q_proj", "wq", "to_q", "q_lin", "q_proj_weight"},
-    "k": {"k", "key", "k_proj", "wk", "to_k", "k_lin", "k_proj_weight"},
-    "v": {"v", "value", "v_proj", "wv", "to_v", "v_lin", "v_proj_weight"},
-}
+# the names under which published models keep the attention matrices that have a block a head
+CUT_BY_HEAD = {"q", "query", "q_proj", "wq", "to_q", "q_lin", "q_proj_weight"}
+CUT_BY_HEAD |= {"k", "key", "k_proj", "wk", "to_k", "k_lin", "k_proj_weight"}
 # fused attention matrices, and those (package, class, name) of them whose code was read: Q over K
 # over V. Others interleave these head by head, or fuse something else under such a name.
 FUSED = {"c_attn", "qkv", "in_proj", "in_proj_weight", "qkv_proj", "to_qkv", "Wqkv"}
@@ -126,11 +123,10 @@ def partition(
         warning. Those without entries are none.
     by : {"tensor", "layer", "head", "neuron"}
         ``tensor``: a weight matrix, convolution kernel or embedding a block, with the Q, K and V of
-        a fused attention matrix apart (the paper's default partition; its code measures GPT2 that
-        way but leaves the ViT's fused, which makes the two incomparable). ``layer``: all weights
-        that share their name up to its first number (``h.0``, ``features.3``). ``head``: as
-        ``tensor``, but one block an attention head for Q and K. ``neuron``: one block a row, that
-        is an output neuron, a convolution filter, a token of an embedding.
+        a fused attention matrix apart. ``layer``: all weights that share their name up to its first
+        number (``h.0``, ``features.3``). ``head``: as ``tensor``, but one block an attention head
+        for Q and K. ``neuron``: one block a row, that is an output neuron, a convolution filter, a
+        token of an embedding.
     vectors : bool
         Also biases, norm scales and other vectors (whole, one block each; within ``layer``, part
         of their layer).
@@ -156,30 +152,31 @@ def partition(
     """
     if by not in PARTITIONS:
         raise ValueError(f"Unknown partition {by!r}: choose one of {', '.join(PARTITIONS)}.")
-    names, owners = _parameters(model)
-    frozen = [_label(names[p]) for p in names if not p.requires_grad]
-    if frozen:
-        shown = ", ".join(frozen[:5]) + (" …" if len(frozen) > 5 else "")
-        warnings.warn(f"Left out because frozen: {shown} ({len(frozen)} in all).", stacklevel=2)
-    blocks, unknown = [], []
+    blocks, frozen, unknown = [], [], []
     layers: dict[str, list[Piece]] = {}
-    for parameter, name in names.items():
-        label, (module, parent) = _label(name), owners[parameter]
-        if not parameter.requires_grad or not (vectors or _is_weight(parameter, name[0])):
+    for parameter, (names, module, parent) in _parameters(model).items():
+        label = "=".join(name.removesuffix(".weight") for name in names)
+        weight = _is_weight(parameter, names[0])
+        if not parameter.requires_grad:
+            frozen.append(label)
+        elif not (weight or vectors):
             continue
-        if by == "layer":
-            layers.setdefault(_layer(name), []).append(Piece(parameter))
-        elif not _is_weight(parameter, name[0]):
+        elif by == "layer":
+            layers.setdefault(_layer(names), []).append(Piece(parameter))
+        elif not weight:
             blocks.append(Block(label, (Piece(parameter),)))
         else:
             parts = _parts(label, parameter, (parent, module), fused or {})
             unknown += [label] if parts is None and by != "neuron" else []
             blocks += _cut(label, parameter, module, parent, by, parts or "")
+    if frozen:
+        shown = f"{', '.join(frozen[:5])} ({len(frozen)} in all)"
+        warnings.warn(f"Left out because frozen: {shown}.", stacklevel=2)
     if unknown:
-        shown = ", ".join(unknown[:3]) + (" …" if len(unknown) > 3 else "")
         warnings.warn(
-            f"Left whole because the order of what they fuse is not known: {shown} ({len(unknown)} "
-            f"in all); say it, as in fused={{'*.qkv': 'q k v'}}, or '' to leave them so.",
+            f"Left whole because the order of what they fuse is not known: "
+            f"{', '.join(unknown[:3])} ({len(unknown)} in all); say it, as in "
+            f"fused={{'*.qkv': 'q k v'}}, or '' to leave them so.",
             stacklevel=2,
         )
     blocks += [Block(name, tuple(pieces)) for name, pieces in layers.items()]
@@ -190,30 +187,30 @@ def partition(
 
 def whole(model: nn.Module) -> Block:
     """Return one block of all trainable parameters: its Hessian is the full one."""
-    pieces = tuple(Piece(p) for p in _parameters(model)[0] if p.requires_grad)
+    pieces = tuple(Piece(p) for p in _parameters(model) if p.requires_grad)
     if not pieces:
         raise ValueError("The model has no trainable parameter: set requires_grad on some.")
     return Block("all parameters", pieces)
 
 
-def _parameters(model: nn.Module) -> tuple[dict, dict]:
-    """Every parameter with entries once: all its names, the module and parent that own it first."""
+def _parameters(model: nn.Module) -> dict[nn.Parameter, tuple[list[str], nn.Module, nn.Module]]:
+    """Every parameter with entries once: its names, its first module, and the parent of that."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    names: dict[nn.Parameter, list[str]] = {}
-    owners = {}
+    found = {}
     for path, module in modules.items():
         for key, parameter in module.named_parameters(recurse=False):
+            name = f"{path}.{key}" if path else key
             if isinstance(parameter, UninitializedTensorMixin) or parameter.is_meta:
-                raise ValueError(NO_VALUES.format(f"{path}.{key}" if path else key))
-            if not parameter.numel():
-                continue
-            names.setdefault(parameter, []).append(f"{path}.{key}" if path else key)
-            owners.setdefault(parameter, (module, modules[path.rpartition(".")[0]]))
-    return names, owners
+                raise ValueError(NO_VALUES.format(name))
+            if parameter.numel():
+                owners = module, modules[path.rpartition(".")[0]]
+                found.setdefault(parameter, ([], *owners))[0].append(name)
+    return found
 
 
-def _label(names: list[str]) -> str:
-    return "=".join(name.removesuffix(".weight") for name in names)
+def _last(label: str) -> str:
+    """Return a weight's own name, without the modules it is in."""
+    return label.split("=")[0].rpartition(".")[2]
 
 
 def _layer(names: list[str]) -> str:
@@ -234,7 +231,7 @@ def _is_weight(parameter: Tensor, name: str) -> bool:
 
 def _parts(label: str, parameter, modules, given: Mapping[str, str]) -> str | None:
     """Parts that one weight fuses, empty if none; None if it looks fused in an unknown order."""
-    last = label.split("=")[0].rpartition(".")[2]
+    last = _last(label)
     for pattern, parts in given.items():
         if _fits(label, pattern):
             return parts
@@ -252,28 +249,26 @@ def _parts(label: str, parameter, modules, given: Mapping[str, str]) -> str | No
 
 def _cut(label, parameter, module, parent, by: str, fused: str) -> list[Block]:
     """Cut one weight into what it fuses; then by head or by neuron where asked."""
-    axis = 1 if type(module).__name__ == "Conv1D" or "ConvTranspose" in type(module).__name__ else 0
-    before = (slice(None),) * axis
-    last = label.split("=")[0].rpartition(".")[2]
+    kind = type(module).__name__
+    axis = 1 if kind == "Conv1D" or "ConvTranspose" in kind else 0  # of output neurons
     rows, roles = parameter.shape[axis], fused.split()
-    parts = [(label, 0, rows, next((r for r, known in ROLES.items() if last in known), ""))]
-    if roles:
-        size, rest = divmod(rows, len(roles))
-        if rest or len(set(roles)) < len(roles):
-            raise ValueError(
-                f"{label!r} has {rows} rows, which {fused!r} does not cut into equal parts: "
-                f"correct `fused`."
-            )
-        parts = [(f"{label}.{r}", i * size, (i + 1) * size, r) for i, r in enumerate(roles)]
+    size, rest = divmod(rows, max(1, len(roles)))
+    if rest or len(set(roles)) < len(roles):
+        raise ValueError(
+            f"{label!r} has {rows} rows, which {fused!r} does not cut into equal parts: "
+            f"correct `fused`."
+        )
+    parts = [(f"{label}.{role}", role in ("q", "k")) for role in roles]
+    parts = parts or [(label, _last(label) in CUT_BY_HEAD)]
     blocks = []
-    for name, start, stop, role in parts:
-        step, suffix = stop - start, ""
+    for start, (name, heads) in zip(range(0, rows, size), parts, strict=True):
+        step, suffix = size, ""
         if by == "neuron":
             step, suffix = 1, "[{}]"
-        elif by == "head" and role in ("q", "k"):
+        elif by == "head" and heads:
             step, suffix = _head_size(name, parameter, module, parent, axis), ".head{}"
-        for i, low in enumerate(range(start, stop, step)):
-            index = () if step == rows else (*before, slice(low, low + step))
+        for i, low in enumerate(range(start, start + size, step)):
+            index = () if step == rows else (slice(None),) * axis + (slice(low, low + step),)
             blocks.append(Block(name + suffix.format(i), (Piece(parameter, index),)))
     return blocks
 
