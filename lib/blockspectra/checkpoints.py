@@ -3,12 +3,21 @@
 import hashlib
 import json
 import sys
+import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 
 from blockspectra.files import load_arrays, save_arrays
 from blockspectra.lanczos import Tridiagonal
+
+# tensors that are no array hold the numbers in several: sparse ones, and nested ones
+PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.jagged: ("offsets", "values"),
+}
 
 
 class Checkpoints:
@@ -47,6 +56,18 @@ class Checkpoints:
         path = self.folder / f"block{block:05d}-probe{probe}.npz"
         arrays = {name: tensor.numpy() for name, tensor in result._asdict().items()}
         save_arrays(path, {"of": self.key, "run": [block, probe]}, arrays)
+
+
+def checksum(things: Iterable) -> int:
+    """Checksum of the numbers in all tensors among some things."""
+    total = 0
+    for tensor in things:
+        if isinstance(tensor, torch.Tensor):
+            parts = [getattr(tensor, part)() for part in PARTS.get(tensor.layout, ())] or [tensor]
+            for part in parts:
+                data = part.detach().contiguous().flatten().view(torch.uint8)
+                total = zlib.crc32(data.cpu().numpy(), total)
+    return total
 
 
 def _read(path: Path, key: str | None = None) -> tuple[dict, dict] | None:

@@ -41,7 +41,7 @@ class GaussNewtonGraph(GradientGraph):
                 "loss), batches) with outputs(model, batch) and loss(outputs, batch)."
             )
         outputs, loss = problem.parts
-        self.batch, self.derivatives = batch, PLAIN
+        self.derivatives = PLAIN
         try:
             self.outputs = outputs(problem.model, batch)
             if not isinstance(self.outputs, Tensor):

@@ -40,7 +40,7 @@ class GradientGraph:
         parameters: Sequence[torch.nn.Parameter],
         derivatives: str = CHEAP,
     ):
-        self.batch, self.derivatives = batch, derivatives
+        self.derivatives = derivatives
         try:
             if derivatives == CHEAP:
                 with FastDerivatives() as mode:

@@ -96,18 +96,17 @@ class BlockHessians:
         known = known or checked(problem, self.parameters)
         self.derivatives, self.matrix = known.derivatives, matrix
         first, *others = problem.batches
-        graphs = [known if matrix == "hessian" else self._graph(first)]
-        self.nbytes = graphs[0].nbytes()
+        graph = known if matrix == "hessian" else self._graph(first)
+        self.nbytes = graph.nbytes()
         if budget is not None and self.nbytes * (1 + SCRATCH) > budget:
             raise OutOfMemory(
                 f"The graph of one batch and a product with it take about "
                 f"{readable(self.nbytes * (1 + SCRATCH))}, and {readable(max(0, budget))} are left "
                 f"for them: use smaller batches, or raise `memory`."
             )
-        least = self.nbytes * (len(problem.batches) + SCRATCH)
-        self.kept = budget is None or least <= budget
-        self.graphs = graphs if self.kept else []
-        self.graphs += map(self._graph, others if self.kept else [])
+        every = self.nbytes * (len(problem.batches) + SCRATCH)
+        self.kept = budget is None or every <= budget
+        self.graphs = [graph, *map(self._graph, others)] if self.kept else []
 
     def products(self, wanted: Sequence[tuple[Block, Tensor]]) -> list[Tensor]:
         """Blocks of the Hessian times vectors, each batch's graph used for all of them in turn.

@@ -7,9 +7,8 @@ graphs are not kept, with as many as fit), a result for each probe, until no blo
 import hashlib
 import os
 import sys
-import zlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from blockspectra.blocks import Block, parameters_of, whole
-from blockspectra.checkpoints import Checkpoints
+from blockspectra.checkpoints import Checkpoints, checksum
 from blockspectra.checks import checked
 from blockspectra.distributed import Ranks
 from blockspectra.evaluation import check_parameters
@@ -32,12 +31,6 @@ from blockspectra.spectra import Spectra
 from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
 
 MATRICES = ("hessian", "ggn")
-# tensors that are no array hold the numbers in several: sparse ones, and nested ones
-PARTS = {
-    torch.sparse_coo: ("_indices", "_values"),
-    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
-    torch.jagged: ("offsets", "values"),
-}
 CHECKED = 1000  # numbers of each block's first probe that ranks and checkpoints compare
 
 
@@ -61,9 +54,8 @@ def block_spectra(
 
     The cost is some eleven gradients a batch for the checks, one for its graph, and ``len(blocks) ×
     probes × steps`` products; a block's costs about half a gradient on average, the full one about
-    two. A block's result depends on
-    (seed, its name, the probe's number) alone: not on the other blocks, their order, or how many
-    probes there are, and on a CPU not on having been killed and made again.
+    two. A block's result depends on (seed, its name, the probe's number) alone: not on the other
+    blocks, their order, or how many probes there are, and on a CPU not on kills.
 
     Parameters
     ----------
@@ -79,21 +71,18 @@ def block_spectra(
     seed : int
         Seeds the probes together with the block's name.
     tolerance : float, optional
-        Take only as many steps and probes as each block needs, at most ``steps`` and ``probes``
-        and at least two probes unless one finds all eigenvalues: until the expected error, a
-        Wasserstein-1 distance in units of the block's root mean square eigenvalue, is below this.
-        It is no bound: single spectra may be further off, as chapter 02 counts.
-        The spectra are deflated, and ``meta["error"]`` says for each block what was reached (by
-        steps, by probes); see `stopping`.
+        Take as many steps and probes as each block needs, at most ``steps`` and ``probes`` and at
+        least two probes unless one finds all eigenvalues: until the expected error, a Wasserstein-1
+        distance in units of the block's root mean square eigenvalue, is below this. It is no bound:
+        single spectra may be further off. The spectra are deflated, and ``meta["error"]`` says what
+        each block has reached (by steps, by probes); see `stopping`.
     basis : {"auto", "float64", "float32", "none"}
-        Type of the Lanczos basis, ``steps × size`` numbers a run. ``auto`` takes the model's own
-        precision: nothing of a product is known beyond it. ``none`` keeps no basis and does not
-        re-orthogonalise, for full spectra of large models: densities survive that, single
-        eigenvalues do not; see `Lanczos`.
+        Type of the Lanczos basis, ``steps × size`` numbers a run; ``auto`` is the model's own.
+        ``none`` keeps no basis and does not re-orthogonalise, for full spectra of large models:
+        densities survive that, single eigenvalues do not; see `Lanczos`.
     memory : str or int, optional
-        What the whole process may use, such as ``"4GiB"``; on a GPU, its tensors there. By
-        default what is free. Where it is short, each batch's graph is made again at each step,
-        and blocks and probes are taken in turn.
+        What the whole process may use, such as ``"4GiB"``; on a GPU, its tensors there. By default
+        what is free. Where it is short, graphs are made again at each step, and runs taken in turn.
     checkpoint : path, optional
         A folder in which every finished probe is stored. A killed call goes on from it when made
         again, to the same bits; the folder can be deleted afterwards.
@@ -103,8 +92,7 @@ def block_spectra(
     progress : bool, optional
         Show a bar; by default where the output is a terminal or ``BLOCKSPECTRA_PROGRESS=1``.
     matrix : {"hessian", "ggn"}
-        ``ggn`` is the Gauss–Newton part of the Hessian, for a loss given in two parts, see
-        `Problem`.
+        ``ggn`` is the Gauss–Newton part of the Hessian, for a `Problem` with a loss in two parts.
     preconditioner : mapping, name of a block → Tensor, optional
         Positive diagonal P, of shape (size,), or () for one number a block: the spectra are those
         of P^(−1/2) H P^(−1/2). With Adam's √v̂ it is the curvature that Adam's step meets.
@@ -130,38 +118,32 @@ def block_spectra(
         raise ValueError(f"Unknown matrix {matrix!r}: choose one of {', '.join(MATRICES)}.")
     scales = coordinate_scales(blocks, preconditioner)
     check_parameters(problem, parameters_of(blocks))
-    device, dtype = blocks[0].parameters[0].device, blocks[0].parameters[0].dtype
-    basis = basis_name(basis, dtype)
+    device = blocks[0].parameters[0].device
+    basis = basis_name(basis, blocks[0].parameters[0].dtype)
     if tolerance is not None and (not tolerance > 0 or basis == "none" or probes < 2):
         raise ValueError(
             f"A tolerance must be above 0, and needs probes=2 or more and a basis that stays "
             f"orthogonal: float64 or float32, not {basis}."
         )
     settings = Settings(steps, probes, seed, tolerance, BASES[basis])
-    results: dict[tuple[int, int], Tridiagonal] = {}  # by position of the block, and probe
-    checkpoints = None
+    largest = max(blocks, key=lambda block: block.size)
+    need = run_bytes(largest.size, steps, BASES[basis])
+    checkpoints, results = None, {}  # (position of the block, probe) → Tridiagonal
 
     with Ranks(ranks, device) as team, problem.curvature_mode():
         room = available(memory, device) // (team.neighbours if memory is None else 1)
-        need = max(run_bytes(block.size, steps, BASES[basis]) for block in blocks)
         if need > room:
-            largest = max(blocks, key=lambda block: block.size)
             raise OutOfMemory(
                 f"{steps} Lanczos steps with {largest!r} take {readable(need)}, and "
                 f"{readable(max(0, room))} are left beside the {readable(in_use(device))} in use: "
                 f"take fewer steps, basis='none', or raise `memory`."
             )
-        about = _about(problem, blocks, seed)
-        about["settings"] = [steps, tolerance, basis]
-        if matrix != "hessian":
-            about["matrix"] = matrix
-        if scales:
-            about["preconditioner"] = _checksum(scales.values())
+        about = _about(problem, blocks, settings)
+        about |= {"matrix": matrix, "preconditioner": checksum(scales.values())}
         graph = checked(problem, parameters_of(blocks))
         give_back()
         about["loss"] = graph.loss.item()
-        others = {"number of probes": probes, "checkpoint": checkpoint is not None}
-        team.agree(about | others)
+        team.agree(about | {"number of probes": probes, "checkpoint": checkpoint is not None})
         if checkpoint is not None:
             checkpoints = Checkpoints(checkpoint, about)
             results = {key: run for key, run in checkpoints.found.items() if key[1] < probes}
@@ -181,27 +163,21 @@ def block_spectra(
         at_once = probes if device.type == "cuda" and probes * (need + scratch) <= room else 1
         room -= at_once * scratch
         most = sum(min(steps, block.size) for block in blocks) * probes
+        done = sum(int(run.taken) for run in results.values())
         shown = team.rank == 0 and (progress_wanted() if progress is None else progress)
-        with tqdm(
-            total=most // team.size,
-            initial=sum(int(run.taken) for run in results.values()),
-            unit="step",
-            disable=not shown,
-        ) as bar:
+        with tqdm(total=most // team.size, initial=done, unit="step", disable=not shown) as bar:
             while queue := deque(_unfinished(blocks, results, settings, team, at_once)):
-                for batch, result in _finished_runs(queue, hessians, settings, room, bar):
-                    for probe, run in batch.split(result):
-                        results[batch.number, probe] = run
-                        if checkpoints:
-                            checkpoints.save(batch.number, probe, run)
+                for at, run in _finished_runs(queue, hessians, settings, room, bar):
+                    results[at] = run
+                    if checkpoints:
+                        checkpoints.save(*at, run)
         graphs = "kept graphs" if hessians.kept else "a graph made again each step"
         how = f"double backward on {graphs}, {at_once} at a time; {hessians.derivatives}"
         gathered = team.gather((results, how))
 
     results = {key: run for found, _ in gathered for key, run in found.items()}
-    meta = {"steps": steps, "probes": probes, "seed": seed}
-    meta |= {} if tolerance is None else {"tolerance": tolerance}
-    meta |= {"products": " | ".join(sorted({how for _, how in gathered})), "basis": basis}
+    products = " | ".join(sorted({how for _, how in gathered}))
+    meta = {"steps": steps, "probes": probes, "seed": seed, "products": products, "basis": basis}
     meta |= {} if matrix == "hessian" else {"matrix": matrix}
     meta |= {"preconditioned": True} if scales else {}
     return _spectra(blocks, results, tolerance, meta)
@@ -234,11 +210,11 @@ class ProbeBatch:
     block: Block
     probes: tuple[int, ...]
 
-    def split(self, result: Tridiagonal) -> Iterator[tuple[int, Tridiagonal]]:
-        """Each probe with its own result."""
+    def split(self, result: Tridiagonal) -> Iterator[tuple[tuple[int, int], Tridiagonal]]:
+        """Each probe's own result, by number of the block and probe."""
         batched = result if len(self.probes) > 1 else [x[None] for x in result]
         for probe, *row in zip(self.probes, *batched, strict=True):
-            yield probe, Tridiagonal(*row)
+            yield (self.number, probe), Tridiagonal(*row)
 
 
 @dataclass(frozen=True)
@@ -309,8 +285,8 @@ def _unfinished(
 
 def _finished_runs(
     queue: deque[ProbeBatch], hessians: BlockHessians, settings: Settings, room: int, bar: tqdm
-) -> Iterator[tuple[ProbeBatch, Tridiagonal]]:
-    """Take Lanczos steps with all batches of a queue; yield each when it is finished.
+) -> Iterator[tuple[tuple[int, int], Tridiagonal]]:
+    """Take Lanczos steps with all batches of a queue; yield each probe's result when it is there.
 
     With kept graphs they go one after the other, which needs least memory; otherwise as many side
     by side as fit, so that each batch's graph is made once a step for all of them.
@@ -329,7 +305,7 @@ def _finished_runs(
                 running[batch].absorb(products.pop(0))
                 bar.update(len(batch.probes))
                 if running[batch].done or settings.should_stop(batch, running[batch]):
-                    yield batch, running.pop(batch).result()  # its basis is freed
+                    yield from batch.split(running.pop(batch).result())  # its basis is freed
 
 
 def _spectra(
@@ -352,30 +328,19 @@ def _spectra(
     if tolerance is None:
         return spectra
     each = zip(alpha, beta, taken, sizes, strict=True)
-    meta["error"] = [list(spectrum_error(*block)) for block in each]
+    meta |= {"tolerance": tolerance, "error": [list(spectrum_error(*block)) for block in each]}
     return spectra.deflated()
 
 
-def _about(problem: Problem, blocks: Sequence[Block], seed: int) -> dict:
-    """All that the runs depend on beside the settings, as JSON: names and checksums."""
-    first = [probe_vector(seed, b.name, 0, min(b.size, CHECKED)) for b in blocks]
+def _about(problem: Problem, blocks: Sequence[Block], settings: Settings) -> dict:
+    """Gather all that the runs depend on, as JSON: names, numbers and checksums."""
+    first = [probe_vector(settings.seed, b.name, 0, min(b.size, CHECKED)) for b in blocks]
+    batches = [dict(b) if isinstance(b, Mapping) else b for b in problem.batches]
     return {
         "torch": torch.__version__,
         "blocks": [[block.name, block.size] for block in blocks],
-        "probes": _checksum(first),
-        "weights": _checksum(problem.model.state_dict().values()),
-        "batches": _checksum(
-            tree_leaves([dict(b) if isinstance(b, Mapping) else b for b in problem.batches])
-        ),
+        "probes": checksum(first),
+        "weights": checksum(problem.model.state_dict().values()),
+        "batches": checksum(tree_leaves(batches)),
+        "settings": [settings.steps, settings.tolerance, str(settings.basis)],
     }
-
-
-def _checksum(tensors: Iterable) -> int:
-    total = 0
-    for tensor in tensors:
-        if isinstance(tensor, torch.Tensor):
-            parts = [getattr(tensor, part)() for part in PARTS.get(tensor.layout, ())] or [tensor]
-            for part in parts:
-                data = part.detach().contiguous().flatten().view(torch.uint8)
-                total = zlib.crc32(data.cpu().numpy(), total)
-    return total

@@ -45,10 +45,9 @@ def finished(matrices, batches, room=10**15, settings=SETTINGS):
     found, bar = {}, tqdm(disable=True)
     bar.update = lambda n, moved=[]: moved.append(n) or setattr(bar, "moved", sum(moved))
     queue = slq.deque(batches)
-    for batch, result in slq._finished_runs(queue, matrices, settings, room, bar):
-        for probe, run in batch.split(result):
-            assert (batch.number, probe) not in found
-            found[batch.number, probe] = run
+    for at, run in slq._finished_runs(queue, matrices, settings, room, bar):
+        assert at not in found
+        found[at] = run
     return found, bar.moved
 
 
