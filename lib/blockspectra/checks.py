@@ -190,21 +190,17 @@ def _product(
     """Graph of a batch, and the product with all parameters along the direction found."""
     parameters = list(found.vectors)
     kept = GradientGraph(problem, batch, parameters, derivatives)
-    _check_unchanged(loss, kept.loss.item())
+    if not math.isclose(loss, again := kept.loss.item(), rel_tol=1e-6):
+        raise ProblemError(
+            f"The loss changed from {loss:.8g} to {again:.8g} between two evaluations: call "
+            f"model.eval(), and look for functional dropout or sampling."
+        )
     _check_nodes(kept)
     product = kept.second_derivative(parameters, list(found.vectors.values()))
     for p, h in zip(parameters, product, strict=True):
         if not bool(torch.isfinite(h).all()):
             raise ProblemError(not_finite(problem.name_of(p)))
     return kept, dict(zip(parameters, product, strict=True))
-
-
-def _check_unchanged(first: float, second: float) -> None:
-    if not math.isclose(first, second, rel_tol=1e-6):
-        raise ProblemError(
-            f"The loss changed from {first:.8g} to {second:.8g} between two evaluations: call "
-            f"model.eval(), and look for functional dropout or sampling."
-        )
 
 
 def _check_nodes(kept: GradientGraph) -> None:

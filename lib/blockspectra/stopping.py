@@ -80,22 +80,20 @@ def probes_needed(
     return max(1, math.ceil(each / tolerance**2))
 
 
-def enough_steps(
-    alpha: np.ndarray, beta: np.ndarray, size: int, tolerance: float, fewest: int = FEWEST
-) -> bool:
+def enough_steps(alpha: np.ndarray, beta: np.ndarray, size: int, tolerance: float) -> bool:
     """Say whether further steps of a run would save no probes under a tolerance.
 
     Both errors are independent and add as squares. Once the steps' is below the tolerance, some
     number of probes brings the other one down to what is left; more steps leave more. They are
     taken as long as they cost less than the probe that they save, were the error to fall as 1/m.
-    ``alpha``, ``beta`` and ``size`` as for `steps_error`; ``fewest`` probes are taken in any case.
+    ``alpha``, ``beta`` and ``size`` as for `steps_error`; `FEWEST` probes are taken in any case.
     """
     steps = steps_error(alpha, beta, size)
     if steps >= tolerance:
         return False
     one = probes_error(alpha[None], beta[None], np.array([len(alpha)]), size)
     probes = math.ceil(one**2 / (tolerance**2 - steps**2))
-    if probes <= fewest:
+    if probes <= FEWEST:
         return True
     left = tolerance**2 - one**2 / (probes - 1)  # for the steps' error, with one probe less
     return left <= 0 or steps / math.sqrt(left) >= probes / (probes - 1)

@@ -434,12 +434,6 @@ def test_a_block_with_fewer_probes_is_what_it_would_be_alone():
             assert np.isnan(of(uneven)[i, count:]).all()
 
 
-def test_nothing_changes_where_no_probe_is_missing():
-    same = ragged(some(), [3, 3, 3])
-    for of in (lambda x: x.moment(3), lambda x: x.mass(np.arange(9.0), 1), lambda x: x.largest):
-        assert np.array_equal(of(same), of(some()))
-
-
 def test_select_leaves_out_probes_that_no_block_has_and_refuses_to_leave_a_block_bare(tmp_path):
     uneven = Spectra.load(ragged(some(), COUNTS).save(tmp_path / "a.npz"))
     last = uneven.select([0, 2], probes=[2, 0])
