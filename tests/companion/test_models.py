@@ -65,24 +65,13 @@ def loss_of(model, x, y):
         (Mixer, mixer.BASE, 59_880_472),
         (GPT, GPT2_OPENAI, 124_439_808),
         (BERT, bert.BASE, 109_514_298),
+        (BERT, bert.PAPER, pytest.approx(40e6, rel=0.05)),
     ],
 )
 def test_parameter_count_is_the_published_one(Model, config, published):
     with torch.device("meta"):
         model = Model(config)
     assert sum(p.numel() for p in model.parameters()) == published
-
-
-def test_our_bert_has_the_forty_million_parameters_of_the_paper():
-    with torch.device("meta"):
-        model = BERT(bert.PAPER)
-    assert sum(p.numel() for p in model.parameters()) == pytest.approx(40e6, rel=0.05)
-
-
-@pytest.mark.parametrize(("Model", "config"), TINY)
-def test_tiny_tensors_are_small_enough_for_dense_hessians(Model, config):
-    sizes = {n: p.numel() for n, p in Model(config).named_parameters() if p.ndim > 1}
-    assert max(sizes.values()) <= 2000, sizes
 
 
 def randomise(model):
@@ -267,16 +256,6 @@ def test_initial_biases_are_zero_and_scales_one(Model, config):
             assert (parameter == (0 if name.endswith("bias") else 1)).all(), name
 
 
-@pytest.mark.parametrize(
-    ("Model", "config", "embedding", "output"),
-    [(GPT, gpt.TINY, "wte", "lm_head"), (BERT, bert.TINY, "word", "decoder")],
-)
-def test_embedding_and_output_are_one_tensor(Model, config, embedding, output):
-    model = build(Model, config)
-    assert model.get_submodule(output).weight is model.get_submodule(embedding).weight
-    assert f"{output}.weight" not in dict(model.named_parameters())
-
-
 @pytest.mark.parametrize(("Model", "config", "causal"), [(GPT, gpt.TINY, 1), (BERT, bert.TINY, 0)])
 def test_a_later_token_changes_earlier_logits_unless_causal(Model, config, causal):
     model, (x, _) = randomise(build(Model, config)), batch(Model, config)
@@ -285,13 +264,6 @@ def test_a_later_token_changes_earlier_logits_unless_causal(Model, config, causa
     moved = (model(x) - model(changed)).abs().amax(dim=(0, 2))  # (T,)
     assert (moved[5:] > 1e-6).all()
     assert (moved[:5] == 0).all() if causal else (moved[:5] > 1e-6).all()
-
-
-def test_the_class_token_of_vit_sees_every_patch():
-    model, (x, _) = randomise(build(ViT, vit.TINY)), batch(ViT, vit.TINY)
-    x.requires_grad_()
-    (gradient,) = torch.autograd.grad(model(x).square().sum(), x)
-    assert (gradient != 0).all()
 
 
 # Biases that no logit depends on: a key's adds the same to all scores of a query, softmax ignores
@@ -359,9 +331,3 @@ def test_a_sequence_longer_than_the_context_is_refused(Model, config):
 def test_attention_says_how_many_heads_it_has(Model, config, names):
     found = {n: m.heads for n, m in Model(config).named_modules() if hasattr(m, "heads")}
     assert found == dict.fromkeys(names, 2)
-
-
-def test_torchvision_names_of_resnet_and_vgg():
-    names = set(ResNet(resnet.TINY).state_dict()) | set(VGG(vgg.TINY).state_dict())
-    assert {"layer2.0.downsample.0.weight", "bn1.running_var", "fc.bias"} <= names
-    assert {"features.0.bias", "features.3.bias", "classifier.6.bias"} <= names

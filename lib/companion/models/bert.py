@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .layers import MLP
+
 
 @dataclass(frozen=True)
 class BERTConfig:
@@ -47,19 +49,6 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
-class MLP(nn.Module):
-    """The position-wise half of a layer, (B, T, C) to (B, T, C), with exact GELU."""
-
-    def __init__(self, config: BERTConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, 4 * config.width)
-        self.fc2 = nn.Linear(4 * config.width, config.width)
-
-    def forward(self, x):
-        """Apply the same MLP to every token."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Layer(nn.Module):
     """Attention, then MLP, each beside a shortcut and *before* a LayerNorm (post-LN)."""
 
@@ -67,7 +56,7 @@ class Layer(nn.Module):
         super().__init__()
         self.attn = Attention(config)
         self.norm1 = nn.LayerNorm(config.width, eps=1e-12)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.width, 4 * config.width)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-12)
 
     def forward(self, x):

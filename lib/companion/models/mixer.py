@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import nn
+
+from .layers import MLP
 
 
 @dataclass(frozen=True)
@@ -23,19 +24,6 @@ class MixerConfig:
 BASE = MixerConfig()  # Mixer-B/16; the paper does not say which Mixer it used
 SMALL = MixerConfig(32, 4, width=64, layers=4, token_hidden=32, channel_hidden=256, classes=10)
 TINY = MixerConfig(8, 4, width=8, layers=2, token_hidden=4, channel_hidden=32, classes=10)
-
-
-class MLP(nn.Module):
-    """Two linear layers over the last axis, (..., width) to (..., width), with exact GELU."""
-
-    def __init__(self, width: int, hidden: int):
-        super().__init__()
-        self.fc1 = nn.Linear(width, hidden)
-        self.fc2 = nn.Linear(hidden, width)
-
-    def forward(self, x):
-        """Apply the MLP to the last axis."""
-        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class Block(nn.Module):

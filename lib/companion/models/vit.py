@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .layers import MLP
+
 
 @dataclass(frozen=True)
 class ViTConfig:
@@ -51,19 +53,6 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(B, T, C))
 
 
-class MLP(nn.Module):
-    """The position-wise half of a block, (B, T, C) to (B, T, C), with exact GELU."""
-
-    def __init__(self, config: ViTConfig):
-        super().__init__()
-        self.fc1 = nn.Linear(config.width, 4 * config.width)
-        self.fc2 = nn.Linear(4 * config.width, config.width)
-
-    def forward(self, x):
-        """Apply the same MLP to every token."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """Attention, then MLP, each after a LayerNorm and beside a shortcut."""
 
@@ -73,7 +62,7 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(config.width, eps=1e-6)
         self.attn = Attention(config)
         self.norm2 = nn.LayerNorm(config.width, eps=1e-6)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config.width, 4 * config.width)
 
     def forward(self, x):
         """Map tokens to tokens, (B, T, C) to (B, T, C)."""
