@@ -5,7 +5,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE
-from companion.figures.panels import panels, plain_ticks
+from companion.figures.panels import facets, panels, plain_ticks
 
 
 def cost_ratios(
@@ -40,10 +40,8 @@ def cost_growth(table: pd.DataFrame) -> Figure:
 
     ``table``: what (a panel each), number, gradients (the cost) and place (``1 thread``, …).
     """
-    kinds = list(dict.fromkeys(table["what"]))
-    figure, axes = panels(len(kinds), 4, 2.0, sharey=True)
-    for ax, kind in zip(axes, kinds, strict=True):
-        part = table[table["what"] == kind]
+    figure, axes, parts = facets(table, "what", 2.0, 4, sharey=True)
+    for ax, (kind, part) in zip(axes, parts.items(), strict=True):
         for i, (place, one) in enumerate(part.groupby("place", sort=False)):
             ax.plot(one["number"], one["gradients"], "o-", ms=3, color=COLORBLIND[i], label=place)
         last = part[part["place"] == part["place"].iloc[0]].iloc[-1]

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from blockspectra.plotting.style import COLORBLIND, short
 from blockspectra.spectra import Spectra
-from companion.figures.panels import MODEL, legend, panels, typeset
+from companion.figures.panels import MODEL, facets, legend, typeset
 from companion.spectrum_similarity import scaled
 
 MARKERS = "oDs"
@@ -27,14 +27,12 @@ def numbers_by_block(table: pd.DataFrame, labels: Mapping[str, str], ylabel: str
 
     ``table``: model, number (position of the block), and a column for each key of ``labels``.
     """
-    models = [name for name in MODEL if name in set(table["model"])]
-    figure, axes = panels(len(models), None, 1.7, sharey=True)
-    for ax, model in zip(axes, models, strict=True):
-        part = table[table["model"] == model]
+    figure, axes, parts = facets(table, "model", 1.7, order=MODEL, sharey=True)
+    for ax, part in zip(axes, parts.values(), strict=True):
         for i, (column, label) in enumerate(labels.items()):
             line = {"color": COLORBLIND[(7, 2, 4)[i]], "marker": MARKERS[i], "ms": 3}
             ax.plot(part["number"], part[column], label=label, linewidth=0.5, **line)
-        ax.set(title=model, yscale="log")
+        ax.set_yscale("log")
     figure.supxlabel("block, from input to output", fontsize=8)
     figure.supylabel(typeset(ylabel), fontsize=8)
     legend(figure, axes[0])
@@ -50,12 +48,12 @@ def four_blocks(spectra: Spectra) -> list[str]:
     return [names[0], *(found[len(found) // 2] for found in matching)]
 
 
-def paper_densities(measured: Sequence[Spectra], points: int = 401) -> pd.DataFrame:
+def paper_densities(measured: Sequence[Spectra]) -> pd.DataFrame:
     """Density of four blocks of each model against the eigenvalue over the block's largest one.
 
     Columns: model, block, position (λ/λ_max), density (mean over probes, Gaussian of `WIDTH`).
     """
-    grid, parts = np.linspace(-1.15, 1.15, points), []
+    grid, parts = np.linspace(-1.15, 1.15, 401), []
     for one in measured:
         for name in four_blocks(one):
             block = one.select([name])
@@ -67,16 +65,12 @@ def paper_densities(measured: Sequence[Spectra], points: int = 401) -> pd.DataFr
 
 def paper_view(table: pd.DataFrame) -> Figure:
     """Draw four blocks of each model as the paper does: log density of `paper_densities`."""
-    models = [name for name in MODEL if name in set(table["model"])]
-    figure, axes = panels(len(models), None, 1.9, sharex=True, sharey=True)
-    for ax, model in zip(axes, models, strict=True):
-        part = table[table["model"] == model]
+    figure, axes, parts = facets(table, "model", 1.9, order=MODEL, sharex=True, sharey=True)
+    for ax, part in zip(axes, parts.values(), strict=True):
         for i, (block, one) in enumerate(part.groupby("block", sort=False)):
-            ax.plot(
-                one["position"], one["density"], color=COLORBLIND[i], label=block, linewidth=0.9
-            )
+            ax.plot(one["position"], one["density"], color=COLORBLIND[i], label=block, lw=0.9)
         ax.legend(fontsize=5.5, frameon=False, loc="upper left", handlelength=1.2)
-        ax.set(title=model, yscale="log", ylim=(1e-5, 3e4))  # room for the names
+        ax.set(yscale="log", ylim=(1e-5, 3e4))  # room for the names
     figure.supxlabel(typeset("eigenvalue / largest |λ| of the block"), fontsize=8)
     figure.supylabel("density", fontsize=8)
     return figure

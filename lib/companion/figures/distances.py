@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from blockspectra.plotting.style import FAMILY, PAGE, short
-from companion.figures.panels import panels, spare, typeset
+from companion.figures.panels import facets, panels, spare, typeset
 
 
 def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int | None = None) -> Figure:
@@ -45,13 +45,12 @@ def heterogeneity_by_measure(table: pd.DataFrame) -> Figure:
     ``table``: model, family, measure, unit, value, standard_error; a row with measure ``reported``
     gives the paper's number.
     """
-    measures = list(dict.fromkeys(table["measure"]))
-    figure, axes = panels(len(measures), 3, 1.5)
+    figure, axes, parts = facets(table, "measure", 1.5, 3)
     models = list(dict.fromkeys(table["model"]))
     ends = np.log10(table.groupby("measure")["value"].agg(["min", "max"]))
     half = (ends["max"] - ends["min"]).max() / 2 + 0.4  # decades, with a margin
-    for ax, measure in zip(axes, measures, strict=True):
-        part = table[table["measure"] == measure].set_index("model").reindex(models)
+    for ax, (measure, part) in zip(axes, parts.items(), strict=True):
+        part = part.set_index("model").reindex(models)
         for i, (_, row) in enumerate(part.iterrows()):
             if np.isfinite(row["value"]):
                 error, color = 2 * np.nan_to_num(row["standard_error"]), FAMILY[row["family"]]

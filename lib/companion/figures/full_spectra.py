@@ -12,7 +12,7 @@ from matplotlib.ticker import NullFormatter
 from blockspectra.distance import SIGMA, signed_log
 from blockspectra.plotting.style import FAMILY, PAGE
 from blockspectra.spectra import Spectra
-from companion.figures.panels import legend, panels
+from companion.figures.panels import facets, legend, panels
 from companion.spectrum_similarity import FLOOR, View, normalised
 
 _DASHES = ("-", (0, (4, 1.5)), (0, (1, 1)))  # models of one family, in the order they come
@@ -122,20 +122,19 @@ def contrast_by_stage(table: pd.DataFrame) -> Figure:
 
     ``table``: view, stage, quantity, mean, standard_error.
     """
-    views, quantities, stages = (table[c].unique() for c in ("view", "quantity", "stage"))
-    figure, axes = panels(len(views), None, 2.3)
+    quantities, stages = (table[column].unique() for column in ("quantity", "stage"))
+    figure, axes, parts = facets(table, "view", 2.3)
     styles = [("black", "o-"), ("0.45", "s-"), (FAMILY["MLP-mixer"], "^:"), ("0.7", "d--")]
-    for ax, view in zip(axes, views, strict=True):
+    for ax, seen in zip(axes, parts.values(), strict=True):
         for i, (quantity, (color, style)) in enumerate(zip(quantities, styles, strict=False)):
-            part = table[(table["view"] == view) & (table["quantity"] == quantity)]
-            part = part.set_index("stage").reindex(stages)
+            part = seen[seen["quantity"] == quantity].set_index("stage").reindex(stages)
             x, error = np.arange(len(stages)) + 0.06 * (i - 1.5), 2 * part["standard_error"]
             ax.errorbar(x, part["mean"], error, fmt=style, color=color, ms=3.5, label=quantity)
         ax.set_yscale("log")
-        means = table.loc[table["view"] == view, "mean"]
+        means = seen["mean"]
         ax.set_ylim(*_whole_decades(np.outer([0.6, 1.6], means[means > 0])))
         ax.set_xticks(range(len(stages)), stages)
-        ax.set(title=view, xlabel="stage of training")
+        ax.set_xlabel("stage of training")
     axes[0].set_ylabel("JS divergence (nats)")
     legend(figure, axes[0], "lower", 2)
     return figure

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from blockspectra.plotting.style import COLUMN
-from companion.figures.panels import legend, panels
+from companion.figures.panels import facets, legend, median_and_range
 from companion.figures.training import OPTIMIZER
 from companion.training import OPTIMIZERS
 
@@ -53,11 +53,10 @@ def accuracy_against_spread(table: pd.DataFrame) -> Figure:
 
     ``table``: side (title), ratio (of the largest to the smallest rate), optimizer, seed, accuracy.
     """
-    sides = list(dict.fromkeys(table["side"]))
-    figure, axes = panels(len(sides), None, 2.3, sharex=True, sharey=True)
-    for ax, side in zip(axes, sides, strict=True):
-        _accuracy(ax, table[table["side"] == side], "ratio")
-        ax.set(title=side, xscale="log")
+    figure, axes, parts = facets(table, "side", 2.3, sharex=True, sharey=True)
+    for ax, part in zip(axes, parts.values(), strict=True):
+        _accuracy(ax, part, "ratio")
+        ax.set_xscale("log")
         ax.xaxis.set_minor_locator(NullLocator())
     figure.supxlabel("largest rate of a layer / smallest, as on the plain MLP", fontsize=8)
     axes[0].set_ylabel("test accuracy (%)")
@@ -72,11 +71,11 @@ def accuracy_against_rate(table: pd.DataFrame) -> Figure:
     seeds of the search, diamonds the fresh seeds at the best rate. The axis ends 20 points below
     the least of these; what has diverged is drawn there.
     """
-    values = sorted(set(table["c"]))
-    figure, axes = panels(len(values), None, 1.7, sharex=True, sharey=True)
+    ordered = table.sort_values("c", kind="stable")
+    figure, axes, parts = facets(ordered, "c", 1.7, sharex=True, sharey=True)
     bottom = max(0, 100 * table[table["part"] == "best"]["accuracy"].min() - 20)
-    for ax, c in zip(axes, values, strict=True):
-        for name, part in table[table["c"] == c].groupby("optimizer", sort=False):
+    for ax, (c, runs) in zip(axes, parts.items(), strict=True):
+        for name, part in runs.groupby("optimizer", sort=False):
             color = OPTIMIZER[name]
             search, best = part[part["part"] == "search"], part[part["part"] == "best"]
             mean = search.groupby("rate").agg({"accuracy": "mean", "diverged": "any"})
@@ -95,9 +94,6 @@ def accuracy_against_rate(table: pd.DataFrame) -> Figure:
 
 
 def _accuracy(ax: Axes, table: pd.DataFrame, x: str) -> None:
-    """Median over seeds in per cent, with a band from the least to the largest."""
     for name, part in table.groupby("optimizer", sort=False):
-        by_x = 100 * part.groupby(x)["accuracy"].agg(["min", "median", "max"])
-        color = OPTIMIZER[name]
-        ax.plot(by_x["median"], "o-", ms=3, color=color, label=OPTIMIZERS[name].title)
-        ax.fill_between(by_x.index, by_x["min"], by_x["max"], color=color, alpha=0.25, linewidth=0)
+        line = {"color": OPTIMIZER[name], "label": OPTIMIZERS[name].title, "marker": "o", "ms": 3}
+        median_and_range(ax, 100 * part.set_index(x)["accuracy"], 0.25, **line)

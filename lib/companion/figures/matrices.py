@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from blockspectra.plotting.style import PAGE
-from companion.figures.panels import legend, panels
+from companion.figures.panels import facets, legend, panels
 
 #: decades below the largest cell that heat-maps show
 DECADES = 4
@@ -62,10 +62,9 @@ def share_by_stage(table: pd.DataFrame) -> Figure:
 
     ``table``: panel, layer, stage, seed, share, permuted (what permuted rows would give).
     """
-    titles = list(dict.fromkeys(table["panel"]))
-    figure, axes = panels(len(titles), None, 2.2, sharey=True, sharex=True)
-    for ax, panel in zip(axes, titles, strict=True):
-        part = table[table["panel"] == panel].assign(stage=lambda t: t["stage"].astype(str))
+    named = table.astype({"stage": str})
+    figure, axes, parts = facets(named, "panel", 2.2, sharey=True, sharex=True)
+    for ax, part in zip(axes, parts.values(), strict=True):
         shared = {"x": "stage", "hue": "layer", "ax": ax, "lw": 1.0, "ms": 4, "dodge": 0.2}
         points = {"markers": ["o", "s", "D"], "linestyles": "-", "legend": ax is axes[0]}
         sns.pointplot(part, y="share", errorbar=("se", 2), **points, **shared)
@@ -73,7 +72,7 @@ def share_by_stage(table: pd.DataFrame) -> Figure:
         sns.pointplot(part, y="permuted", errorbar=None, **shared)
         ax.axhline(0.9, color="0.4", linewidth=0.8, linestyle="--", label="threshold")
         ax.plot([], [], ":", color="0.4", label="rows permuted")
-        ax.set(title=panel, xlabel="% of training", ylabel="share in the blocks", ylim=(0, 1.06))
+        ax.set(xlabel="% of training", ylabel="share in the blocks", ylim=(0, 1.06))
         ax.margins(x=0.12)
     legend(figure, axes[0], "lower")
     return figure

@@ -1,7 +1,8 @@
 """Figures of several panels with one legend, their axes, and plain curves."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -50,6 +51,26 @@ def panels(
     return figure, list(axes.flat[:count])
 
 
+def facets(
+    table: pd.DataFrame,
+    by: str,
+    height: float,
+    columns: int | None = None,
+    order: Iterable[str] = (),
+    **layout: Any,
+) -> tuple[Figure, list[Axes], dict[str, pd.DataFrame]]:
+    """Make `panels`, one for each value of a column and titled by it, with the rows of each value.
+
+    Values come as in the rows; where there is an ``order``, as in that, and no others.
+    """
+    names = dict.fromkeys(table[by])
+    names = [name for name in order if name in names] if order else list(names)
+    figure, axes = panels(len(names), columns, height, **layout)
+    for ax, name in zip(axes, names, strict=True):
+        ax.set_title(name)
+    return figure, axes, {name: table[table[by] == name] for name in names}
+
+
 def spare(figure: Figure) -> Axes | None:
     """Return an axes without frame at the first place that `panels` has left over, if any is."""
     for ax in figure.axes:
@@ -77,6 +98,14 @@ def legend(
         ax.get_legend().remove()
 
 
+def median_and_range(ax: Axes, values: pd.Series, alpha: float, **line: Any) -> None:
+    """Draw the median of what shares an index, with a band from the least to the largest."""
+    by_x = values.groupby(level=0).agg(["min", "median", "max"])
+    ax.plot(by_x["median"], **line)
+    band = {"color": line["color"], "alpha": alpha, "linewidth": 0}
+    ax.fill_between(by_x.index, by_x["min"], by_x["max"], **band)
+
+
 def typeset(text: str) -> str:
     """Set what follows an underscore or a caret, as in λ_max and 10^0.5, lower or higher."""
     text = re.sub(r"(?<=[λκ])_(\w+)", r"$_\\mathrm{\1}$", text)
@@ -96,20 +125,9 @@ def lines(
 ) -> Figure:
     """Curves in panels that share their x axis: seaborn lines, with bands if repeated.
 
-    Panels whose y axes have one label share that axis too. Models have the colours of `MODEL`.
-
-    Parameters
-    ----------
-    table : DataFrame
-        Tidy: columns ``x``, ``hue`` and one a panel.
-    columns : mapping
-        Column of a panel → (title, label of the y axis with its unit).
-    log : {"xy", "x", "y", ""}
-        Logarithmic axes.
-    guide : float, optional
-        A vertical line at this x.
-    markers : bool
-        A dot at each point.
+    ``table`` has the columns ``x``, ``hue`` and one a panel; ``columns``: that of a panel → (title,
+    label of the y axis with its unit), where panels of one label share that axis too. ``log`` names
+    the logarithmic axes; ``guide`` a vertical line at this x. Models have the colours of `MODEL`.
     """
     hues = list(dict.fromkeys(table[hue]))
     wide = len(columns) > 1 or len(hues) > 4

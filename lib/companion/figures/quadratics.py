@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE
-from companion.figures.panels import legend, panels, typeset
+from companion.figures.panels import facets, legend, panels, typeset
 
 METHOD = {  # name → (label, colour)
     "gd": ("GD", COLORBLIND[7]),
@@ -126,17 +126,17 @@ def adam_bound(curves: pd.DataFrame) -> Figure:
 
     ``curves``: case, curve ("measured", "bound with r", "bound with r²"), step, low, median, high.
     """
-    cases = sorted(set(curves["case"]))
-    figure, axes = panels(len(cases), None, 2.4, sharey=True)
+    figure, axes, parts = facets(
+        curves.sort_values("case", kind="stable"), "case", 2.4, sharey=True
+    )
     styles = {
         "measured": (METHOD["frozen"][1], "-"),
         "bound with r": ("0.2", "--"),
         "bound with r²": (COLORBLIND[0], ":"),
     }
-    for ax, case in zip(axes, cases, strict=True):
+    for ax, (case, part) in zip(axes, parts.items(), strict=True):
         for name, (color, style) in styles.items():
-            part = curves[(curves["case"] == case) & (curves["curve"] == name)]
-            _band(ax, part, name, color, style)
+            _band(ax, part[part["curve"] == name], name, color, style)
         ax.set_title(f"Case {case}")
         ax.set(xscale="log", yscale="log", ylim=(1e-12, 3), xlabel="iteration")
         _sparse(ax)

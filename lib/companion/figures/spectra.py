@@ -1,13 +1,14 @@
 """Figures of blockwise spectra: every block of each model, and several methods on one block."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from blockspectra.plotting.style import FAMILY, signed_log_ticks
-from companion.figures.panels import legend, panels
+from companion.figures.panels import facets, legend
 
 
 def blockwise_spectra(
@@ -18,22 +19,14 @@ def blockwise_spectra(
     ``densities``: model, block, position, density, as of `relative_density`; ``families``: model →
     family, for the colour; ``columns``: panels in a row.
     """
-    models = list(dict.fromkeys(densities["model"]))
-    figure, axes = panels(len(models), columns, 1.75, sharex=True, sharey=True)
-    for ax, model in zip(axes, models, strict=True):
-        part = densities[densities["model"] == model]
-        blocks = list(dict.fromkeys(part["block"]))
+    figure, axes, parts = facets(densities, "model", 1.75, columns, sharex=True, sharey=True)
+    for ax, (model, part) in zip(axes, parts.items(), strict=True):
+        blocks = part.groupby("block", sort=False)
         shades = sns.light_palette(FAMILY[families[model]], len(blocks) + 4)[3:-1]
-        for block, shade in zip(blocks, shades, strict=True):
-            one = part[part["block"] == block]
+        for (_, one), shade in zip(blocks, shades, strict=True):
             ax.plot(one["position"], one["density"], color=shade, linewidth=0.8)
         ax.set_title(f"{model}, {len(blocks)} blocks")
-        signed_log_ticks(ax)
-    axes[0].set_yscale("log")
-    axes[0].set_ylim(1e-5, 3)
-    figure.supxlabel(
-        "eigenvalue / largest |λ| of the model (ticks: 0, ±0.01, ±0.1, ±1)", fontsize=8
-    )
+    _axes_of_spectra(figure, axes, "model")
     figure.supylabel("density per decade", fontsize=8)
     return figure
 
@@ -43,21 +36,20 @@ def spectrum_comparison(curves: pd.DataFrame) -> Figure:
 
     ``curves``: block, method, position (decades on the signed-log axis), density (per decade).
     """
-    blocks = list(dict.fromkeys(curves["block"]))
-    figure, axes = panels(len(blocks), None, 1.9, sharey=True, sharex=True)
-    for ax, block in zip(axes, blocks, strict=True):
-        part = curves[curves["block"] == block]
-        for (method, one), style in zip(
-            part.groupby("method", sort=False), ("-", "--", ":"), strict=False
-        ):
+    figure, axes, parts = facets(curves, "block", 1.9, sharey=True, sharex=True)
+    for ax, part in zip(axes, parts.values(), strict=True):
+        methods = part.groupby("method", sort=False)
+        for (method, one), style in zip(methods, ("-", "--", ":"), strict=False):
             ax.plot(one["position"], one["density"], style, label=method)
-        ax.set_title(block)
-        signed_log_ticks(ax)
-    axes[0].set_yscale("log")
-    axes[0].set_ylim(1e-5, 3)
+    _axes_of_spectra(figure, axes, "block")
     axes[0].set_ylabel("density per decade")
-    figure.supxlabel(
-        "eigenvalue / largest |λ| of the block (ticks: 0, ±0.01, ±0.1, ±1)", fontsize=8
-    )
     legend(figure, axes[0])
     return figure
+
+
+def _axes_of_spectra(figure: Figure, axes: Sequence[Axes], unit: str) -> None:
+    for ax in axes:
+        signed_log_ticks(ax)
+    axes[0].set(yscale="log", ylim=(1e-5, 3))
+    text = f"eigenvalue / largest |λ| of the {unit} (ticks: 0, ±0.01, ±0.1, ±1)"
+    figure.supxlabel(text, fontsize=8)

@@ -1,12 +1,14 @@
 """Figures of training: loss curves, what the searches looked like, what closes a gap."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
 from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE
-from companion.figures.panels import MODEL, legend, panels, typeset
+from companion.figures.panels import MODEL, facets, legend, median_and_range, typeset
 from companion.training import OPTIMIZERS
 
 OPTIMIZER = {  # colours of families and of optimizers do not meet
@@ -22,18 +24,11 @@ def training_curves(table: pd.DataFrame, columns: int | None = None) -> Figure:
 
     ``table``: panel, optimizer, seed, step, loss (nats); a run that diverged is drawn until there.
     """
-    names = list(dict.fromkeys(table["panel"]))
-    width = PAGE * min(columns or 3, len(names), 3) / 3
-    figure, axes = panels(len(names), columns, 1.85, width=width)
-    for ax, panel in zip(axes, names, strict=True):
-        part = table[(table["panel"] == panel) & np.isfinite(table["loss"])]
-        for name, one in part.groupby("optimizer", sort=False):
-            loss = one.groupby("step")["loss"].agg(["min", "median", "max"])
-            color = OPTIMIZER[name]
-            ax.plot(loss["median"], color=color, label=OPTIMIZERS[name].title)
-            band = {"color": color, "alpha": 0.2, "linewidth": 0}
-            ax.fill_between(loss.index, loss["min"], loss["max"], **band)
-        ax.set_title(panel)
+    figure, axes, parts = _thirds(table, 1.85, columns=columns)
+    for ax, part in zip(axes, parts.values(), strict=True):
+        for name, one in part[np.isfinite(part["loss"])].groupby("optimizer", sort=False):
+            line = {"color": OPTIMIZER[name], "label": OPTIMIZERS[name].title}
+            median_and_range(ax, one.set_index("step")["loss"], 0.2, **line)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("training loss (nats)", fontsize=8)
     legend(figure, axes[0])
@@ -46,16 +41,11 @@ def gap_along_training(table: pd.DataFrame, on_par: float, clearly_worse: float)
     ``table``: panel, seed, step, gap (share of AdamW's progress). The thresholds are drawn as
     lines, dotted and dashed.
     """
-    names = [name for name in MODEL if name in set(table["panel"])]
-    shared = {"sharex": True, "sharey": True}
-    figure, axes = panels(len(names), None, 1.5, width=PAGE * min(3, len(names)) / 3, **shared)
-    for ax, panel in zip(axes, names, strict=True):
-        gap = table[table["panel"] == panel].groupby("step")["gap"].agg(["min", "median", "max"])
-        ax.plot(gap["median"], color=MODEL[panel])
-        ax.fill_between(gap.index, gap["min"], gap["max"], color=MODEL[panel], alpha=0.25, lw=0)
+    figure, axes, parts = _thirds(table, 1.5, order=MODEL, sharex=True, sharey=True)
+    for ax, (panel, part) in zip(axes, parts.items(), strict=True):
+        median_and_range(ax, part.set_index("step")["gap"], 0.25, color=MODEL[panel])
         for height, style in ((0, "-"), (on_par, ":"), (clearly_worse, "--")):
             ax.axhline(height, color="0.4", linewidth=0.8, linestyle=style)
-        ax.set_title(panel)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("gap (share of AdamW's progress)", fontsize=8)
     return figure
@@ -66,10 +56,8 @@ def gap_map(table: pd.DataFrame, clearly_worse: float) -> Figure:
 
     ``table``: panel, batch, steps, gap, error; the numbers stand in the cells.
     """
-    names = list(dict.fromkeys(table["panel"]))
-    figure, axes = panels(len(names), None, 1.9, width=PAGE * min(3, len(names)) / 3, sharey=True)
-    for ax, panel in zip(axes, names, strict=True):
-        part = table[table["panel"] == panel]
+    figure, axes, parts = _thirds(table, 1.9, sharey=True)
+    for ax, part in zip(axes, parts.values(), strict=True):
         shape = {"index": "batch", "columns": "steps"}
         values = part.pivot_table("gap", **shape)
         values = values.reindex(index=sorted(set(table["batch"]), reverse=True))
@@ -88,7 +76,7 @@ def gap_map(table: pd.DataFrame, clearly_worse: float) -> Figure:
             cbar=False,
             ax=ax,
         )
-        ax.set(title=panel, xlabel="steps", ylabel="batch" if ax is axes[0] else "")
+        ax.set(xlabel="steps", ylabel="batch" if ax is axes[0] else "")
     return figure
 
 
@@ -99,11 +87,9 @@ def rate_search(table: pd.DataFrame) -> Figure:
     the runs of the first seed, dots are the further seeds of the search, diamonds the fresh ones at
     the best rate.
     """
-    names = list(dict.fromkeys(table["panel"]))
-    figure, axes = panels(len(names), None, 1.85, width=PAGE * min(3, len(names)) / 3, sharex=True)
     runs = table.drop_duplicates(["panel", "optimizer", "rate", "seed", "part"])
-    for ax, panel in zip(axes, names, strict=True):
-        part = runs[runs["panel"] == panel]
+    figure, axes, parts = _thirds(runs, 1.85, sharex=True)
+    for ax, part in zip(axes, parts.values(), strict=True):
         top = part["score"][np.isfinite(part["score"])].max() * 1.05
         for name, one in part.groupby("optimizer", sort=False):
             color, one = OPTIMIZER[name], one.assign(drawn=one["score"].clip(upper=top))
@@ -117,7 +103,6 @@ def rate_search(table: pd.DataFrame) -> Figure:
             ax.plot(diverged["rate"], diverged["drawn"], "x", ms=5, color=color)
             ax.plot(best["rate"], best["drawn"], "D", mfc="none", ms=4, color=color)
         ax.set_xscale("log")
-        ax.set_title(panel)
     figure.supxlabel("largest learning rate", fontsize=8)
     figure.supylabel("final training loss (nats)", fontsize=8)
     legend(figure, axes[0])
@@ -130,12 +115,12 @@ def gap_closed(table: pd.DataFrame) -> Figure:
     ``table``: panel, arm, optimizer, seed, score (nats, ``inf`` where diverged: not drawn). Dashed
     are the means of the optimizers that have a colour: SGD with momentum, and AdamW.
     """
-    names, arms = (list(dict.fromkeys(table[column])) for column in ("panel", "arm"))
-    height = 0.6 + 0.17 * len(arms)
-    figure, axes = panels(len(names), 3, height, width=max(PAGE * min(3, len(names)) / 3, COLUMN))
-    for ax, panel in zip(axes, names, strict=True):
-        part = table[(table["panel"] == panel) & np.isfinite(table["score"])]
-        for (arm, optimizer), one in part.groupby(["arm", "optimizer"], sort=False):
+    arms = list(dict.fromkeys(table["arm"]))
+    width = max(PAGE * min(3, table["panel"].nunique()) / 3, COLUMN)
+    figure, axes, parts = _thirds(table, 0.6 + 0.17 * len(arms), 3, width=width)
+    for ax, part in zip(axes, parts.values(), strict=True):
+        finite = part[np.isfinite(part["score"])]
+        for (arm, optimizer), one in finite.groupby(["arm", "optimizer"], sort=False):
             color, row = OPTIMIZER.get(optimizer, "0.3"), arms.index(arm)
             ax.plot(one["score"], [row] * len(one), "o", ms=3, mfc="none", color=color)
             ax.plot(one["score"].mean(), row, "|", ms=9, mew=1.5, color=color)
@@ -143,6 +128,11 @@ def gap_closed(table: pd.DataFrame) -> Figure:
                 ax.axvline(one["score"].mean(), color=color, lw=0.8, ls="--")
         ax.set_yticks(range(len(arms)), map(typeset, arms) if ax in axes[::3] else [])
         ax.set_ylim(len(arms) - 0.5, -0.5)
-        ax.set_title(panel)
     figure.supxlabel("final training loss (nats)", fontsize=8)
     return figure
+
+
+def _thirds(table: pd.DataFrame, height: float, columns: int | None = None, **layout: Any):
+    """Make `facets` of ``table["panel"]``, each a third of the page wide."""
+    wide = min(3, columns or 3, table["panel"].nunique()) / 3
+    return facets(table, "panel", height, columns, **{"width": PAGE * wide} | layout)
