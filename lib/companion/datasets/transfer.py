@@ -21,7 +21,7 @@ FEWEST_PIECES = 4  # of a sentence: shorter ones are cries and names
 
 @lru_cache(maxsize=2)
 def _article_characters(split: str) -> np.ndarray:
-    alphabet = sequences.shakespeare(windows=1).class_names
+    alphabet, _ = sequences.characters()
     ids = {character: i for i, character in enumerate(alphabet)}
     whole = "\n\n".join(text.articles(split))
     return np.array([ids.get(character, ids[" "]) for character in whole])
@@ -36,9 +36,9 @@ def articles(split: str = "train", context: int = 64, windows: int = 500, seed: 
     check(split, seed, context=context, windows=windows)
     rng = generator(seed, int(split == "test"))
     inputs, targets = sequences._next(_article_characters(split), context, windows, rng)
-    names = sequences.shakespeare(windows=1).class_names
+    classes = len(sequences.characters()[0])
     name = f"encyclopedia, {context} characters, {split}"
-    return build(name, text.ARTICLES, inputs, targets, "OpenWebText", names)
+    return build(name, text.ARTICLES, inputs, targets, "OpenWebText", classes)
 
 
 def cut(speech: str) -> list[tuple[str, str]]:
@@ -88,4 +88,4 @@ def sentences(split: str = "train", pieces: int = 16, each: int = 200, seed: int
         inputs[row, : lengths[i]] = encoded[i]
     files = (*text.PLAYS, TOKENIZER)
     name = f"questions and statements, up to {pieces} pieces, {split}"
-    return build(name, files, inputs, kinds[chosen], "", KINDS.values())
+    return build(name, files, inputs, kinds[chosen], "", len(KINDS))
