@@ -122,7 +122,6 @@ class Chapter:
             "parameters": self.parameters,
             "data": self.data,
             "results": self.store.used,
-            "products": self.store.products,
             "wrote": self.wrote,
             "wall_time_s": round(time.perf_counter() - self.started, 1),
             **environment(),
@@ -192,10 +191,7 @@ def check_values(chapter: str, parameters: dict) -> None:
 
 
 def _injected(namespace: dict) -> list[str]:
-    """Names that papermill's cell, which starts with its own comment, assigns.
-
-    Less the paths that ``--inject-paths`` adds.
-    """
+    """Names that papermill's cell assigns, less the paths that ``--inject-paths`` adds."""
     names = []
     for source in namespace.get("In", []):
         if source.startswith("# Parameters\n"):

@@ -68,15 +68,11 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
 
 
 def measure(store: Store, jobs: Sequence[Job], workers: int = 2) -> list[Result]:
-    """Take several measurements, the slow ones first, in processes; results in the order given.
-
-    What is finished is kept even if a later one fails or the run is killed.
-    """
+    """Take several measurements in processes; the finished ones are kept if a later one fails."""
     if workers < 1:
         raise ValueError(f"workers must be at least 1, not {workers}.")
     lacking = [job for job in dict.fromkeys(jobs) if not store.has(job)]
     if lacking and not store.read_only:
-        lacking.sort(key=lambda job: job.cost, reverse=True)
         for _ in compute(store, lacking, workers):
             pass
     return [store.get(job) for job in jobs]  # read, and noted as used
@@ -86,12 +82,12 @@ def compute(store: Store, jobs: Sequence[Job], workers: int):
     """Compute jobs in their order by worker processes; yields each when it is in the store."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(jobs)), context, _begin) as pool:
-        futures = {pool.submit(_compute, store, job): job for job in jobs}
+        futures = {pool.submit(store.get, job): job for job in jobs}
         bar = tqdm(total=len(jobs), disable=not progress_wanted())
         try:
             for future in as_completed(futures):
                 future.result()
-                bar.set_description(futures[future].title)
+                bar.set_description(futures[future].name)
                 bar.update()
                 yield futures[future]
         finally:
@@ -108,10 +104,6 @@ def _begin() -> None:
 def _end_with_parent() -> None:
     connection.wait([multiprocessing.parent_process().sentinel])
     os._exit(1)
-
-
-def _compute(store: Store, job: Job) -> None:
-    store.get(job)
 
 
 def declared(chapter: str, preset: str) -> list[Job]:

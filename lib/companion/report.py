@@ -14,7 +14,7 @@ from pathlib import Path
 from companion.claims import claims_table
 
 
-def claims_text(results: Path, width: int = 100) -> str:
+def claims_text(results: Path) -> str:
     """Lay the claims of a store out for a terminal: statement, verdicts, measured, note."""
     lines = []
     for row in claims_table(results).to_dict("records"):
@@ -24,7 +24,7 @@ def claims_text(results: Path, width: int = 100) -> str:
         texts += [f"{part}: {row[part]}" for part in ("measured", "note") if row[part]]
         for text in texts:
             indent = " " * len(head)
-            lines += textwrap.wrap(text, width, initial_indent=head, subsequent_indent=indent)
+            lines += textwrap.wrap(text, 100, initial_indent=head, subsequent_indent=indent)
             head = indent
     return "\n".join(lines)
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -34,37 +35,21 @@ class Architecture:
     init_gain: float = 1.0  #: of the weights at initialisation, times the paper's
 
 
-def _sizes(tiny: Any, small: Any, paper: Any, **changes: int) -> dict[str, Any]:
+def _sizes(module: ModuleType, paper: str, **changes: int) -> dict[str, Any]:
     """Name configurations by size; ``changes`` fit the small one to grey images of 28 x 28."""
-    return {"tiny": tiny, "small": small, "medium": replace(small, **changes), "paper": paper}
+    medium = replace(module.SMALL, **changes)
+    sizes = {"tiny": module.TINY, "small": module.SMALL, "medium": medium}
+    return sizes | {"paper": getattr(module, paper)}
 
 
+_GREY = {"channels": 1, "image_size": 28}
 ARCHITECTURES = {
-    "vgg": Architecture(
-        "VGG", "CNN", vgg.VGG, _sizes(vgg.TINY, vgg.SMALL, vgg.VGG16, channels=1, pool=3)
-    ),
-    "resnet": Architecture(
-        "ResNet",
-        "CNN",
-        resnet.ResNet,
-        _sizes(resnet.TINY, resnet.SMALL, resnet.RESNET18, channels=1),
-    ),
-    "mixer": Architecture(
-        "MLP-mixer",
-        "MLP-mixer",
-        mixer.Mixer,
-        _sizes(mixer.TINY, mixer.SMALL, mixer.BASE, channels=1, image_size=28),
-    ),
-    "vit": Architecture(
-        "ViT",
-        "Transformer",
-        vit.ViT,
-        _sizes(vit.TINY, vit.SMALL, vit.VIT_BASE, channels=1, image_size=28),
-    ),
-    "bert": Architecture(
-        "BERT", "Transformer", bert.BERT, _sizes(bert.TINY, bert.SMALL, bert.PAPER)
-    ),
-    "gpt": Architecture("GPT", "Transformer", gpt.GPT, _sizes(gpt.TINY, gpt.SMALL, gpt.GPT2)),
+    "vgg": Architecture("VGG", "CNN", vgg.VGG, _sizes(vgg, "VGG16", channels=1, pool=3)),
+    "resnet": Architecture("ResNet", "CNN", resnet.ResNet, _sizes(resnet, "RESNET18", channels=1)),
+    "mixer": Architecture("MLP-mixer", "MLP-mixer", mixer.Mixer, _sizes(mixer, "BASE", **_GREY)),
+    "vit": Architecture("ViT", "Transformer", vit.ViT, _sizes(vit, "VIT_BASE", **_GREY)),
+    "bert": Architecture("BERT", "Transformer", bert.BERT, _sizes(bert, "PAPER")),
+    "gpt": Architecture("GPT", "Transformer", gpt.GPT, _sizes(gpt, "GPT2")),
     "gpt-bpe": Architecture("GPT, BPE", "Transformer", gpt.GPT, {"medium": gpt.SMALL}),
     "nano": Architecture("GPT2-nano", "Transformer", gpt.GPT, {"paper": gpt.NANO}),
 }
@@ -94,7 +79,6 @@ def base(name: str) -> str:
 class Setup:
     """A model at initialisation with its data."""
 
-    name: str
     title: str
     family: str
     problem: Problem
@@ -159,7 +143,7 @@ def setup(
     model = model.to(device=device, dtype=dtype).eval()
     drawn = datasets.batches(data, samples // batches, batches, seed, dtype, device)
     problem = Problem(model, cross_entropy, drawn)
-    return Setup(name, architecture.title, architecture.family, problem, data)
+    return Setup(architecture.title, architecture.family, problem, data)
 
 
 def load(name: str, size: str, samples: int, seed: int, split: str = "train") -> datasets.Data:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from blockspectra.distance import binned_density, pairwise
 from blockspectra.spectra import Spectra, concat
-from blockspectra.statistics import ValueWithError, combine
+from blockspectra.statistics import combine
 
 RANK = 10  # the paper's
 FLOOR = 0.1  # c of the signed-log axis, in units of λ₁₀: see `View`
@@ -173,12 +173,12 @@ def contrast(measured: Sequence[Spectra], view: View) -> pd.DataFrame:
             kept = [k for k in range(probes) if k != out]
             left[out] = _contrast([one.select(probes=kept) for one in group], view)
         errors.append(np.sqrt((probes - 1) * left.var(0)))  # the jackknife's
-    both = list(zip(values, errors, strict=True))
-    rows = []
-    for i, stage in enumerate(stages):
-        for j, quantity in enumerate(QUANTITIES):
-            seeds = [ValueWithError(value[i, j], error[i, j]) for value, error in both]
-            rows.append([stage, quantity, *combine(seeds)])
+    seeds = np.stack([values, errors], axis=-1)  # (seed, stage, quantity, value and error)
+    rows = [
+        [stage, quantity, *combine(seeds[:, i, j])]
+        for i, stage in enumerate(stages)
+        for j, quantity in enumerate(QUANTITIES)
+    ]
     return pd.DataFrame(rows, columns=["stage", "quantity", "mean", "standard_error"])
 
 

@@ -48,8 +48,7 @@ class Job:
     stand in ``ADDED`` with the value that those results have, so that they keep their names.
     """
 
-    NAME: ClassVar[str] = ""  #: start of the file's name, with fields in braces
-    TITLE: ClassVar[str] = ""  #: what a progress bar says; the name, if empty
+    NAME: ClassVar[str] = ""  #: start of the file's name, fields in braces, the job as {0}
     VERSION: ClassVar[int] = 1  #: raise it where a stored number changes beyond its tolerance
     ADDED: ClassVar[dict[str, Any]] = {}  #: later field → its value in results from before
     MADE_OF: ClassVar[tuple[type["Job"], ...]] = ()  #: jobs inside `compute`: their VERSIONs count
@@ -63,17 +62,7 @@ class Job:
     @property
     def name(self) -> str:
         """Start of the file's name, for people."""
-        return self.NAME.format(**vars(self))
-
-    @property
-    def title(self) -> str:
-        """What a progress bar says."""
-        return self.TITLE.format(**vars(self)) or self.name
-
-    @property
-    def cost(self) -> float:
-        """Order among jobs of one list: the most costly start first, else as they are listed."""
-        return 0.0
+        return self.NAME.format(self, **vars(self))
 
     def data_key(self) -> str:
         """Digest of the files that the data are made of; empty where there are none."""
@@ -127,7 +116,6 @@ class Store:
         self.committed = root / "data" / "results" / preset if root and not own else None
         self.read_only = os.environ.get("BLOCKSPECTRA_READ_ONLY") == "1"
         self.used: dict[str, str] = {}  #: file → sha256 of every result read or written so far
-        self.products: dict[str, str] = {}  #: file of spectra → how Hessian products were taken
 
     def get(self, job: Job) -> Result:
         """Return a job's result, from the store if it is there, else computed and kept.
@@ -152,8 +140,6 @@ class Store:
         result, path, sha256 = found
         if not job.FOLDER:
             self.used[path.name] = sha256
-            if isinstance(result, Spectra) and "products" in result.meta:
-                self.products[path.name] = result.meta["products"]
         return result
 
     def has(self, job: Job) -> bool:

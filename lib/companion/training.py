@@ -77,20 +77,10 @@ def train(
 ) -> np.ndarray:
     """Train a model in place, in training mode, and leave it in the mode that it was in.
 
-    Parameters
-    ----------
-    loss : callable, (model, batch) → scalar Tensor
-        As in `Problem`.
-    rate : float
-        Largest learning rate; `schedule` says how it rises and falls.
-    observe : callable, (step) → None
-        Called before each step and once at the end, with ``steps``.
-
-    Returns
-    -------
-    ndarray, (steps,) float64
-        Loss of each batch before its step; ``inf`` from the step on where the run has diverged: its
-        loss is not finite or ten times the first one. The model is then left as it is.
+    ``loss`` is as in `Problem`; ``rate`` is the largest, see `schedule`; ``observe`` is called with
+    each step before it is taken, and once at the end with ``steps``. Returns the loss of each batch
+    before its step, (steps,) float64; ``inf`` from the step on where the run has diverged: its loss
+    is not finite or ten times the first one. The model is then left as it is.
     """
     _require([rate], steps)
     parameters = [p for p in model.parameters() if p.requires_grad]

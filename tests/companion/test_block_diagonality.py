@@ -82,13 +82,6 @@ class TestShares:
         error = np.std(drawn) / len(drawn) ** 0.5
         assert mass_shares(matrix, sizes).permuted == pytest.approx(np.mean(drawn), abs=4 * error)
 
-    def test_entries_is_the_mean_over_independent_entries(self):
-        sizes = [2, 4, 3]
-        drawn = [mass_shares(random_matrix(9, seed), sizes) for seed in range(2000)]
-        shares = [one.share for one in drawn]
-        error = np.std(shares) / len(shares) ** 0.5
-        assert drawn[0].entries == pytest.approx(np.mean(shares), abs=4 * error)
-
     def test_zeros_have_no_share(self):
         assert np.isnan(mass_shares(np.zeros((3, 3)), [1, 2]).share)
 

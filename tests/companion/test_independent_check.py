@@ -17,17 +17,10 @@ from companion.experiments.independent_check import (
     trace,
 )
 from companion.experiments.initial_spectra import InitialSpectra
-from companion.store import Store
 
 SPECTRA = InitialSpectra("gpt", "tiny", samples=4, batches=2, steps=4, probes=1)
 DEEPER = replace(SPECTRA, steps=12, probes=2)
 EIGENVALUES = np.array([*np.linspace(-9, 5, 99), 7.0])
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
-    return Store("smoke")
 
 
 def test_spectra_agree_with_differences_of_plain_gradients(store):

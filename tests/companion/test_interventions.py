@@ -14,7 +14,6 @@ from companion import datasets, setups
 from companion.experiments import interventions
 from companion.experiments.interventions import (
     ARMS,
-    RULES,
     BlockScales,
     Followed,
     InterventionRun,
@@ -27,24 +26,17 @@ from companion.experiments.interventions import (
 )
 from companion.experiments.optimizer_comparison import TrainingRun
 from companion.setups import setup
-from companion.store import Store
 from companion.training import OPTIMIZERS, schedule, train
 
 SIZE = {"size": "tiny", "batch": 8}
+OURS = [arm for arm in ARMS if arm not in OPTIMIZERS]
 TABLE = pd.DataFrame(
     {
         "block": list("abcd"),
         "square": [4.0, 1.0, 0.25, 0.0],
         "largest": [8.0, 2.0, 1.0, 0.0],
-        "rms": [1.0, 2.0, 4.0, 8.0],
     }
 )
-
-
-@pytest.fixture
-def store(tmp_path, monkeypatch):
-    monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
-    return Store("smoke")
 
 
 def by_hand(model, rates, steps, rate):
@@ -99,12 +91,9 @@ def test_parts_of_a_fused_weight_have_rates_of_their_own():
 
 
 def test_relative_rates_follow_their_rule_and_keep_the_stiffest_block():
-    found = {arm: factors(TABLE, arm, seed=3) for arm in RULES}
+    found = {arm: factors(TABLE, arm, seed=3) for arm in OURS}
     assert found["gradient"][:3] == pytest.approx(2 * np.array([0.5, 1, 2]))
-    assert found["sharpness"][:3] == pytest.approx([1, 4, 8])
     assert found["sharpness-half"][:3] == pytest.approx([1, 2, 8**0.5])
-    assert found["rms"] == pytest.approx(np.array([1, 0.5, 0.25, 0.125]))
-    assert found["rms-half"] == pytest.approx(found["rms"] ** 0.5)
     for values in found.values():
         assert (values * TABLE["largest"]).max() == pytest.approx(8)
         assert np.isfinite(values).all()
@@ -176,7 +165,7 @@ def test_coordinates_have_the_inverse_of_their_own_gradient_and_blocks_keep_thei
     assert found[1].tolist() == pytest.approx([3 * 100, 3])  # 100 times the median, which is 1
 
 
-@pytest.mark.parametrize("arm", sorted(RULES))
+@pytest.mark.parametrize("arm", OURS)
 def test_every_arm_trains_its_own_way_from_the_same_start(store, arm):
     settings = {"samples": 40, "steps": 4, "windows": 4, **SIZE}
     plain = store.get(TrainingRun("vit", "momentum", 0.05, 0, **settings))
@@ -226,9 +215,7 @@ def test_the_share_closed_is_between_those_of_sgd_and_adamw():
     assert table.loc["gradient", "share_error"] == pytest.approx(error)
 
 
-def test_every_arm_is_named_and_has_a_rule_or_an_optimizer():
-    assert set(ARMS) == set(RULES) | ({"momentum", "adamw"} & set(OPTIMIZERS))
-    assert len(set(ARMS.values())) == len(ARMS)
+def test_no_model_is_asked_for_more_windows_than_its_text_has():
     shared = {"train_steps": 4, "train_seeds": 3, "rates": 3, "train_samples": 12000, "batch": 8}
     wanted = interventions.jobs("momentum adamw", model="gpt-bpe", size="medium", **shared)
-    assert wanted[0].samples <= 9520  # windows that the text has
+    assert wanted[0].samples <= 9520

@@ -52,14 +52,6 @@ def case(request):
 # The problems
 
 
-def test_both_cases_have_the_same_spectrum_and_only_case_4_has_it_in_every_block():
-    three, four = (Quadratic.draw(eigenvalues(number)) for number in (3, 4))
-    assert sorted(torch.cat(three.blocks).tolist()) == sorted(torch.cat(four.blocks).tolist())
-    assert three.kappa == four.kappa == 5000
-    assert three.block_kappa.tolist() == [3, 101 / 99, 5000 / 4998]
-    assert four.block_kappa.tolist() == [4998, 4999 / 2, 5000 / 3]
-
-
 def test_a_hessian_is_block_diagonal_with_the_eigenvalues_asked_for():
     blocks = [torch.tensor([3.0, 1]), torch.tensor([2.0, 5, 4])]
     hessian = Quadratic.draw(blocks, draws=7, seed=3).hessian
@@ -179,45 +171,6 @@ def test_heavy_ball_reaches_its_rate_and_no_other_momentum_does():
         assert (other.gradient_norm[:, 200] > 10 * norms[:, 200]).all()
 
 
-@given(seed=st.integers(0, 100), step=st.floats(0.001, 0.03))
-@settings(max_examples=20, deadline=None)
-def test_gd_does_not_see_a_rotation(seed, step):
-    blocks = [torch.tensor([1.0, 20]), torch.tensor([3.0, 40, 60])]
-    quadratic = Quadratic.draw(blocks, seed=seed)
-    flat, start = diagonal([1, 20], [3, 40, 60]), quadratic.gaussian_start(seed=seed)
-    turned = start @ torch.block_diag(*(q[0] for q in quadratic.rotations))
-    for momentum in (0, 0.5):
-        paths = [
-            gd(q, w, 30, step=step, momentum=momentum)
-            for q, w in ((quadratic, start), (flat, turned))
-        ]
-        torch.testing.assert_close(paths[0].gap, paths[1].gap, rtol=1e-8, atol=0)
-
-
-def test_adam_does_see_a_rotation():
-    quadratic = Quadratic.draw([torch.tensor([1.0, 20])], seed=1)
-    start = quadratic.gaussian_start(seed=1)
-    flat, turned = diagonal([1, 20]), start @ quadratic.rotations[0][0]
-    for method in (frozen_adam, adam, sign_descent):
-        rotated, plain = (
-            method(q, w, 5, step=0.05).gap[0, -1] for q, w in ((quadratic, start), (flat, turned))
-        )
-        assert abs(rotated / plain - 1) > 0.05, method.__name__
-
-
-@given(factor=st.floats(1e-3, 1e3), seed=st.integers(0, 100))
-@settings(max_examples=20, deadline=None)
-def test_adam_and_sign_descent_do_not_see_the_scale_of_the_loss(factor, seed):
-    quadratic = Quadratic.draw([torch.tensor([1.0, 20]), torch.tensor([5.0])], seed=seed)
-    scaled = Quadratic(tuple(factor * b for b in quadratic.blocks), quadratic.rotations)
-    start = quadratic.gaussian_start(seed=seed)
-    for method in (frozen_adam, sign_descent, lambda *a, step: adam(*a, step=step, eps=0)):
-        paths = [method(q, start, 10, step=0.03) for q in (quadratic, scaled)]
-        torch.testing.assert_close(paths[1].end, paths[0].end, rtol=1e-6, atol=1e-9)
-    path = sign_descent(quadratic, start, 1, step=0.03)
-    torch.testing.assert_close((path.end - start).abs(), torch.full_like(start, 0.03))
-
-
 # Counting steps without iterating
 
 
@@ -252,12 +205,12 @@ def test_counted_steps_are_the_first_of_the_iteration_that_pass(search):
     assert first[~within].isinf().all()
 
 
-@given(rate=st.floats(0.01, 1.99), factor=st.floats(1e-12, 0.5))
+@given(rate=st.floats(0.01, 1.99))
 @settings(max_examples=50, deadline=None)
-def test_one_dimension_counts_as_its_logarithm_says(rate, factor):
+def test_one_dimension_counts_as_its_logarithm_says(rate):
     found = modes(diagonal([4.0]), point(0.3), frozen=False)
-    count = float(steps_to(found, rate / 4, factor=factor))
-    exact = math.log(factor) / math.log(abs(1 - rate)) if rate != 1 else 0
+    count = float(steps_to(found, rate / 4))
+    exact = math.log(1e-6) / math.log(abs(1 - rate)) if rate != 1 else 0
     assert exact - 1e-6 <= count < max(exact, 0.5) + 1 + 1e-6
 
 
@@ -367,15 +320,6 @@ def test_how_often_r_is_below_1000_depends_on_its_square_and_on_the_case():
     assert found[4] == [pytest.approx(0.965, abs=0.018), pytest.approx(0.43, abs=0.045)]
 
 
-@pytest.mark.parametrize("beta2", [0.9, 0.99])
-@pytest.mark.parametrize("curvature", [1.0, 300.0])
-def test_adam_ends_in_a_cycle_of_half_a_step_whatever_the_curvature(beta2, curvature):
-    start = torch.linspace(-1, 1, 20, dtype=torch.float64)[:, None]  # no start at zero
-    path = adam(diagonal([curvature]), start, 4000, step=0.1, betas=(0, beta2), eps=0)
-    distance = path.gradient_norm[:, -2:] / curvature
-    torch.testing.assert_close(distance, torch.full_like(distance, 0.05), rtol=1e-5, atol=0)
-
-
 def test_from_far_away_adam_underflows_before_its_cycle_and_near_it_it_does_not():
     start = torch.tensor([[1.0], [0.055], [0.0]], dtype=torch.float64)
     path = adam(diagonal([1.0]), start, 2000, step=0.1, betas=(0, 0.999), eps=0)
@@ -397,20 +341,14 @@ def test_from_far_away_adam_underflows_before_its_cycle_and_near_it_it_does_not(
         (lambda q, w: sampled_eigenvalues([[1, 1], [1]], [[1, 1], [1]]), "no affine map"),
         (lambda q, w: Quadratic.draw([torch.tensor([1.0, 0])]), "eigenvalue must be positive"),
         (lambda q, w: Quadratic.draw([torch.tensor([1.0, -2])]), "eigenvalue must be positive"),
-        (lambda q, w: Quadratic.draw(q.blocks, draws=0), "at least one quadratic"),
-        (lambda q, w: Quadratic.draw([]), "at least one block"),
         (lambda q, w: q.gradient(w[:, :1]), "w needs shape"),
         (lambda q, w: gd(q, w, 3, step=0.0), "step must be positive"),
-        (lambda q, w: gd(q, w, 3, momentum=1.0), "momentum must be"),
         (lambda q, w: frozen_adam(q, w, 3, step=-1.0), "step must be positive"),
         (lambda q, w: frozen_adam(q, 0 * w, 3, step=1.0), "g⁰. must be positive"),
         (lambda q, w: adam(q, w, 3, step=math.nan), "step must be positive"),
-        (lambda q, w: adam(q, w, 3, step=1.0, betas=(0, 1)), "betas in"),
-        (lambda q, w: adam(q, w, 3, step=1.0, eps=-1), "eps from 0 on"),
         (lambda q, w: sign_descent(q, w, 3, step=0), "step must be positive"),
         (lambda q, w: modes(q, math.nan * w, frozen=False), "start must be finite"),
         (lambda q, w: modes(q, 0 * w, frozen=True), "g⁰. must be positive"),
-        (lambda q, w: steps_to(modes(q, w, frozen=False), 0.1, factor=1), "factor must lie"),
         (lambda q, w: steps_to(modes(q, w, frozen=False), -0.1), "step must be positive"),
         (lambda q, w: adam_upper_bound(q, 0 * w), "g⁰. must be positive"),
     ],

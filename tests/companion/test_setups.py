@@ -34,6 +34,7 @@ def test_every_tiny_model_has_a_loss_near_chance_and_a_curvature(name):
     assert not any(module.training for module in made.problem.model.modules())
     (batch,) = made.problem.batches
     assert len(batch[0]) == len(batch[1]) == 4
+    assert made.problem.model(batch[0]).shape[-1] == made.data.classes > batch[1].max()
     loss = made.problem.value(batch).item()
     assert 0.5 * log(made.data.classes) < loss < 3 * log(made.data.classes)
     spectra = block_spectra(made.problem, partition(made.problem.model), steps=2, probes=1)
@@ -119,30 +120,20 @@ def test_the_caption_names_model_size_data_and_what_the_data_stand_for():
     assert caption.endswith("standing in for ImageNet")
 
 
-def test_the_output_of_every_model_has_as_many_classes_as_its_data():
-    for name in REDUCED:
-        made = setup(name, "tiny", samples=2)
-        inputs, targets = made.problem.batches[0]
-        assert made.problem.model(inputs).shape[-1] == made.data.classes
-        assert targets.max() < made.data.classes
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (("gtp",), "Unknown model 'gtp': choose one of vgg, resnet, mixer, vit, bert, gpt"),
         (("gpt", "huge"), "Unknown size 'huge' of gpt: choose one of tiny, small, medium, paper"),
+        (("vgg", "tiny", 5, 2), "5 samples do not make 2 equal batches"),
+        (("vgg", "tiny", 1, 2), "1 samples do not make 2 equal batches"),
+        (("vgg", "tiny", 4, 0), "4 samples do not make 0 equal batches"),
     ],
 )
-def test_an_unknown_model_or_size_is_refused(arguments, sentence):
+def test_what_makes_no_model_with_data_is_refused(arguments, sentence):
+    names = ("name", "size", "samples", "batches")
     with pytest.raises(ValueError, match=sentence):
-        setup(*arguments)
-
-
-@pytest.mark.parametrize(("samples", "batches"), [(5, 2), (1, 2), (4, 0), (0, 1)])
-def test_samples_that_make_no_equal_batches_are_refused(samples, batches):
-    with pytest.raises(ValueError, match=f"{samples} samples do not make {batches} equal batches"):
-        setup("vgg", "tiny", samples=samples, batches=batches)
+        setup(**dict(zip(names, arguments, strict=False)))
 
 
 @pytest.mark.parametrize("name", ["resnet", "bert"])

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -188,7 +188,9 @@ def edit(path):
     path.write_bytes(path.read_bytes().replace(b"0.3", b"0.4").replace(b"PK", b"QK") + b" ")
 
 
-@pytest.mark.parametrize("damage", [halve, flip, edit, lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize(
+    "damage", [halve, flip, edit, lambda path: path.write_bytes(b""), lambda path: path.unlink()]
+)
 @pytest.mark.parametrize("result", [spectra(), table()], ids=["spectra", "table"])
 def test_damaged_numbers_are_named_and_computed_again(capsys, result, damage):
     RESULTS["thing"], store = result, Store("smoke")
@@ -214,15 +216,6 @@ def test_a_damaged_header_is_named_and_computed_again(capsys, damage):
     damage(header)
     store.get(Thing())
     assert str(header) in capsys.readouterr().err
-    assert len(MADE) == 2
-
-
-def test_numbers_whose_file_is_missing_are_computed_again(capsys):
-    store = Store("smoke")
-    store.get(Thing())
-    (path,) = store.path.glob("*.csv")
-    path.unlink()
-    store.get(Thing())
     assert len(MADE) == 2
 
 
@@ -318,15 +311,6 @@ def test_numbers_come_out_the_same_to_the_byte(tmp_path, monkeypatch):
         texts.append([(p.name, p.read_bytes()) for p in paths])
     assert len(texts[0]) == 2
     assert texts[0] == texts[1]
-
-
-def test_how_products_were_taken_is_listed_for_spectra_computed_or_found():
-    RESULTS["thing"] = replace(spectra(), meta={"products": "one at a time (as asked)"})
-    for store in (Store("smoke"), Store("smoke")):
-        store.get(Thing())
-        store.get(Thing(word="other"))
-        (path,) = store.path.glob("*.npz")
-        assert store.products == {path.name: "one at a time (as asked)"}
 
 
 @dataclass(frozen=True)

@@ -24,14 +24,12 @@ CUTS.append(("both", "unit"))
 
 
 class Shares(NamedTuple):
-    """Share of a squared Frobenius norm in the diagonal blocks, and two to compare it with."""
+    """Share of a squared Frobenius norm in the diagonal blocks, and what to compare it with."""
 
     share: float  #: measured; nan for a matrix of zeros
     #: expected of the same matrix with rows and columns permuted together, at random: the same
     #: entries, the diagonal still on the diagonal, no blocks
     permuted: float
-    #: expected of independent, identically distributed entries: the share of entries in the blocks
-    entries: float
 
 
 def mass_shares(matrix: np.ndarray, sizes: Sequence[int]) -> Shares:
@@ -49,27 +47,20 @@ def mass_shares(matrix: np.ndarray, sizes: Sequence[int]) -> Shares:
     edges = np.concatenate([[0], np.cumsum(sides)])
     inside = sum(squares[a:b, a:b].sum() for a, b in pairwise(edges))
     places = (sides * (sides - 1)).sum() / max(n * (n - 1), 1)
-    entries = float((sides**2).sum() / n**2)
     if total == 0:
-        return Shares(np.nan, np.nan, entries)
+        return Shares(np.nan, np.nan)
     permuted = (diagonal + (total - diagonal) * places) / total
-    return Shares(float(inside / total), float(permuted), entries)
+    return Shares(float(inside / total), float(permuted))
 
 
 def grouping(
     shapes: Sequence[tuple[int, int]], layer: str, by: str
 ) -> tuple[np.ndarray, list[int]]:
-    """Sort the weights of a layer into blocks: the Hessian's rows block by block, rows a block.
+    """Sort the weights of a layer, or of "both", into blocks: the Hessian's rows, rows a block.
 
-    Parameters
-    ----------
-    shapes : sequence of (int, int)
-        (neurons, inputs) of the hidden and the output layer.
-    layer : {"hidden", "output", "both"}
-    by : {"neuron", "input", "unit"}
-        ``neuron``: the weights into one neuron, as the paper has it. ``input``: those out of one
-        input of the layer, a partition that the network suggests just as well. ``unit``, for both
-        layers only: those into and out of one hidden neuron.
+    ``shapes``: (neurons, inputs) of the hidden and the output layer. By "neuron": the weights into
+    one, as the paper has it; by "input": those out of one input of the layer, a partition that the
+    network suggests just as well; by "unit", both layers only: into and out of one hidden neuron.
     """
     (hidden, inputs), (classes, _) = shapes
     first = np.arange(hidden * inputs).reshape(hidden, inputs)
@@ -106,12 +97,6 @@ class BlockShares(Training, Job):
     """Shares of the diagonal blocks during one training run."""
 
     NAME = "blocks-{task}-{classes}"
-    TITLE = "{task}, {classes} classes"
-
-    @property
-    def cost(self) -> float:
-        """Columns of the Hessian times what each passes through."""
-        return self.parameters * self.samples * (100 + self.classes)
 
     def data_key(self) -> str:
         """Digest of the task's files; the Gaussian tasks have none."""

@@ -139,10 +139,7 @@ def exact_eigenvalues(blocks: Mapping[str, tuple[Problem, Block]]) -> pd.DataFra
 def run(
     eigenvalues: np.ndarray, steps: int, probes: int, *, seed: int = 0, reorthogonalize: bool = True
 ) -> list[Tridiagonal]:
-    """Lanczos on a matrix with these eigenvalues, (d,): one run a probe.
-
-    Fewer steps are the beginning of more: see `quadrature`.
-    """
+    """Lanczos on a matrix with these eigenvalues, (d,): one run a probe."""
     values = torch.tensor(eigenvalues)
     starts = (probe_vector(seed, "exact", k, len(values)) for k in range(probes))
     return [

@@ -43,7 +43,6 @@ class IndependentCheck(Job):
     """Compare three blocks of stored ``spectra``, the first, the middle and the last one."""
 
     NAME = "check-{spectra.name}"
-    TITLE = "check of {spectra.model}"
     VERSION = 2
 
     spectra: InitialSpectra
@@ -82,7 +81,6 @@ class IndependentEstimates(IndependentCheck):
     """
 
     NAME = "estimates-{spectra.name}"
-    TITLE = "λ_max and trace of {spectra.model}, estimated anew"
     VERSION = 1
 
     def compute(self, store: Store) -> pd.DataFrame:
@@ -176,10 +174,7 @@ def stored_trace(stored: Spectra, block: int) -> ValueWithError:
 
 
 def differences(problem: Problem, block: Block, vector: Tensor, share: float = STEP) -> Tensor:
-    """Take central differences of plain gradients: block times unit vector, (size,).
-
-    The step is this share of the block's norm.
-    """
+    """Block times unit vector, (size,), by gradients a ``share`` of its norm to either side."""
     kept = [p.detach().clone() for p in block.parameters]
     directions = block.expand(vector)
     step = share * float(block.flatten(kept).norm() or 1)

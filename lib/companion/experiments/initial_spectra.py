@@ -26,8 +26,6 @@ CROSS_ENTROPY_PARTS = (
     lambda model, batch: model(batch[0]),
     lambda outputs, batch: cross_entropy(lambda _: outputs, batch),
 )
-#: cheapest product first
-ORDER = ("vgg", "mixer", "vit", "nano", "gpt", "gpt-bpe", "resnet", "bert")
 #: measure of `by_measure` that compares the shapes of spectra
 SHAPES = "sum, raw, blocks / λ_max"
 
@@ -37,7 +35,6 @@ class InitialSpectra(Job):
     """The blockwise spectra of one model; fields as in `setup`, `partition`, `block_spectra`."""
 
     NAME = "initial-{model}-{by}"
-    TITLE = "{model}"
 
     model: str
     size: str = "small"
@@ -61,16 +58,9 @@ class InitialSpectra(Job):
 
     data_key = setups.data_key
 
-    @property
-    def cost(self) -> float:
-        """Number of products, weighted by the model's rank in `ORDER`."""
-        return self.samples * self.steps * self.probes * (1 + ORDER.index(setups.base(self.model)))
-
     def setup(self, dtype: torch.dtype = torch.float32) -> Setup:
         """Make the model and the data."""
-        fields = ("samples", "batches", "seed", "literal_init", "device")
-        settings = {field: getattr(self, field) for field in fields}
-        return setup(self.model, self.size, **settings, dtype=dtype)
+        return declare(setup, vars(self), name=self.model, dtype=dtype)
 
     def partition(self, model: nn.Module) -> list[Block]:
         """Return the blocks to measure."""
@@ -146,17 +136,17 @@ def variants(preset: str) -> list[InitialSpectra]:
 
 def variant(one: Spectra) -> str:
     """Say in which way of `variants` a spectrum was measured."""
-    about = {"samples": 8, "by": "tensor", "literal_init": False, "statistics": "running"}
-    about |= {"matrix": "hessian"}
     words = {
-        "matrix": "Gauss–Newton part alone",
-        "samples": "{} samples, five seeds",
-        "by": "blocks by {}",
-        "literal_init": "the paper's standard deviations",
-        "statistics": "BatchNorm by the batch",
+        ("samples", 8): "{} samples, five seeds",
+        ("by", "tensor"): "blocks by {}",
+        ("literal_init", False): "the paper's standard deviations",
+        ("statistics", "running"): "BatchNorm by the batch",
+        ("matrix", "hessian"): "Gauss–Newton part alone",
     }
-    found = [k for k, usual in about.items() if one.meta.get(k, usual) != usual]
-    return words[found[0]].format(one.meta[found[0]]) if found else "8 samples"
+    for (key, usual), text in words.items():
+        if one.meta.get(key, usual) != usual:
+            return text.format(one.meta[key])
+    return "8 samples"
 
 
 def scales(measured: Sequence[Spectra]) -> pd.DataFrame:
@@ -206,10 +196,15 @@ def by_measure(measured: Sequence[Spectra]) -> pd.DataFrame:
         table.loc[SHAPES] = (*js0(shapes, measure="sum", axis="raw"), "1")
         about = {"model": one.meta["title"], "family": one.meta["family"]}
         tables.append(table.rename_axis("measure").reset_index().assign(**about))
-    keys = ["measure", "model", "family", "unit"]
-    groups = pd.concat(tables).groupby(keys, sort=False)[["value", "standard_error"]]
+    return combined(pd.concat(tables), ["measure", "model", "family", "unit"], "value")
+
+
+def combined(table: pd.DataFrame, keys: list[str], number: str) -> pd.DataFrame:
+    """`combine` a number and its ``standard_error`` over the rows that have the same keys."""
+    columns = [number, "standard_error"]
+    groups = table.groupby(keys, sort=False)[columns]
     rows = [(*key, *combine(part.to_numpy())) for key, part in groups]
-    return pd.DataFrame(rows, columns=[*keys, "value", "standard_error"])
+    return pd.DataFrame(rows, columns=keys + columns)
 
 
 def least_over_largest(table: pd.DataFrame, measure: str) -> ValueWithError:

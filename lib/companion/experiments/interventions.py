@@ -34,27 +34,11 @@ ARMS = {
     "gradient": "fixed, 1/RMS gradient",
     "shuffled": "the same, shuffled",
     "sharpness-half": "fixed, 1/√λ_max",
-    "sharpness": "fixed, 1/λ_max",
-    "rms-half": "fixed, 1/√λ_rms",
-    "rms": "fixed, 1/λ_rms",
     "followed": "followed along training",
     "followed-shuffled": "followed, shuffled",
     "followed-one": "followed, one for all",
     "coordinate": "fixed, one a coordinate",
     "adamw": "AdamW",
-}
-#: arm → column of `BlockScales` and the power of it that the rate is proportional to
-RULES = {
-    "gradient": ("square", -0.5),
-    "shuffled": ("square", -0.5),
-    "followed": ("square", -0.5),
-    "followed-shuffled": ("square", -0.5),
-    "followed-one": ("square", -0.5),
-    "coordinate": ("square", -0.5),
-    "sharpness-half": ("largest", -0.5),
-    "sharpness": ("largest", -1.0),
-    "rms-half": ("rms", -0.5),
-    "rms": ("rms", -1.0),
 }
 MOST_FACTOR = 100.0  # a factor is at most this many times the median: some gradients are zero
 MEMORY = 0.95  # AdamW's β₂, for the arm that follows
@@ -68,7 +52,6 @@ class BlockScales(Job):
     """
 
     NAME = "scales-{model}"
-    TITLE = "{model}"
 
     model: str
     size: str = "small"
@@ -116,9 +99,9 @@ def factors(table: pd.DataFrame, arm: str, seed: int = 0) -> np.ndarray:
     about stable with the other, and searches can start from the same grid. ``shuffled`` draws the
     order of the blocks' factors from the seed.
     """
-    column, power = RULES[arm]
+    column = "largest" if arm == "sharpness-half" else "square"
     with np.errstate(divide="ignore"):
-        found = table[column].clip(lower=0).to_numpy() ** power
+        found = table[column].clip(lower=0).to_numpy() ** -0.5
     found = np.minimum(found, MOST_FACTOR * np.median(found))
     if arm == "shuffled":
         found = np.random.default_rng(seed).permutation(found)
@@ -249,7 +232,6 @@ class Interventions(Job):
     """
 
     NAME = "interventions-{model}"
-    TITLE = "{model}"
     ADDED = {"refined": False}  # noqa: RUF012  a class attribute of `Job`
     MADE_OF = (TrainingRun, InterventionRun)
 

@@ -59,7 +59,6 @@ class ManMadeSpectra(OnImages, Job):
     """
 
     NAME = "man-made-spectra"
-    TITLE = "spectra, c = {c:g}"
 
     c: float
     seed: int = 0
@@ -147,11 +146,6 @@ class ManMadeComparison(OnImages, Job):
     seeds: int = 6
     device: str = "cpu"
     images: str = "mnist"
-
-    @property
-    def title(self) -> str:
-        """What the progress bar says."""
-        return f"search, c = {self.c:g}" + ("" if self.layer is None else f", layer {self.layer}")
 
     def grid(self, optimizer: str) -> range:
         """Exponents to begin with: a guess, from where the search goes on if it is wrong.

@@ -21,9 +21,8 @@ from blockspectra.hessian import BlockHessians
 from blockspectra.problem import Problem
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import combine
 from companion import setups
-from companion.experiments.initial_spectra import ORDER
+from companion.experiments.initial_spectra import combined
 from companion.setups import Setup, setup
 from companion.spectrum_similarity import scaled
 from companion.store import Job, Store, declare
@@ -53,7 +52,6 @@ class PreconditionedSpectra(Job):
     """
 
     NAME = "scaled-{model}-{scaling}"
-    TITLE = "{model}, {scaling}"
 
     model: str
     scaling: str
@@ -66,11 +64,6 @@ class PreconditionedSpectra(Job):
     device: str = "cpu"
 
     data_key = setups.data_key
-
-    @property
-    def cost(self) -> float:
-        """Number of products, weighted by the model's rank."""
-        return self.samples * self.steps * self.probes * (1 + ORDER.index(setups.base(self.model)))
 
     def compute(self, store: Store) -> Spectra:
         """Return the spectra; ``meta["mean_squares"]`` holds the mean of v̂ over each block."""
@@ -192,11 +185,7 @@ def spreads(measured: Sequence[Spectra]) -> pd.DataFrame:
 
 def over_seeds(table: pd.DataFrame) -> pd.DataFrame:
     """Average `spreads` over seeds; the standard errors join those over probes with the spread."""
-    keys = ["model", "family", "scaling", "of"]
-    groups = table.groupby(keys, sort=False)[["mean", "standard_error"]]
-    found = {key: combine(list(part.itertuples(index=False))) for key, part in groups}
-    frame = pd.DataFrame(found.values(), pd.MultiIndex.from_tuples(found, names=keys))
-    return frame.reset_index()
+    return combined(table, ["model", "family", "scaling", "of"], "mean")
 
 
 def by_exponent(measured: Sequence[Spectra], exponents: Sequence[float]) -> pd.DataFrame:

@@ -41,7 +41,6 @@ class Pretraining(OfSubject, Job):
     """The losses of one pre-training of the nano GPT."""
 
     NAME = "pretraining-{subject.name}"
-    TITLE = "pre-training {seed}"
     MADE_OF = (NanoWeights,)
 
     subject: NanoGPT
@@ -62,7 +61,7 @@ class PretrainedSpectra(OfSubject, Job):
     seed draws all that is random, initialisation included.
     """
 
-    TITLE = "spectra of {subject.name}"
+    NAME = "{subject.name}-{0.start}"
     MADE_OF = (NanoWeights,)
 
     subject: Subject
@@ -72,11 +71,6 @@ class PretrainedSpectra(OfSubject, Job):
     probes: int = 3
     seed: int = 0
     device: str = "cpu"
-
-    @property
-    def name(self) -> str:
-        """The model, and where it starts from."""
-        return f"{self.subject.name}-{self.start}"
 
     def compute(self, store: Store) -> Spectra:
         """Return the spectra; ``meta`` says what was measured."""
@@ -122,7 +116,7 @@ class FineTuning(OfSubject, Job):
     explains ``rates``, ``repeats``, ``seeds`` and ``refined``.
     """
 
-    TITLE = "tuning of {subject.name}"
+    NAME = "tuning-{subject.name}-{0.start}"
     ADDED = {"refined": False}  # noqa: RUF012  a class attribute of `Job`
     MADE_OF = (NanoWeights, FineTuningRun)
 
@@ -137,11 +131,6 @@ class FineTuning(OfSubject, Job):
     windows: int = 50
     device: str = "cpu"
     refined: bool = False
-
-    @property
-    def name(self) -> str:
-        """The model, and where it starts from."""
-        return f"tuning-{self.subject.name}-{self.start}"
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs: optimizer, rate, seed, part, step, loss, score; one row a window."""

@@ -89,7 +89,6 @@ class QuadraticCounts(Job):
     """
 
     NAME = "quadratic-counts-{case.name}"
-    TITLE = "{case.name}"
 
     case: Case | Family
     draws: int = 10
@@ -131,7 +130,6 @@ class QuadraticCurves(Job):
     """
 
     NAME = "quadratic-curves-{case.name}"
-    TITLE = "{case.name}, curves"
 
     case: Case
     draws: int = 5
@@ -192,9 +190,9 @@ def _relative(norms: Sequence[Tensor]) -> Tensor:
     return torch.cat([part / part[..., :1] for part in norms], dim=-2)
 
 
-def thinned(steps: int, points: int = 60) -> Tensor:
+def thinned(steps: int) -> Tensor:
     """Choose the iterations at which a curve is kept: 0, then evenly spread logarithms."""
-    spread = torch.logspace(0, np.log10(steps), points, dtype=torch.float64).round().long()
+    spread = torch.logspace(0, np.log10(steps), 60, dtype=torch.float64).round().long()
     return torch.unique(torch.cat([torch.zeros(1, dtype=torch.int64), spread]))
 
 

@@ -28,7 +28,6 @@ class SpectraDuringTraining(Job):
     """
 
     NAME = "stages-{model}"
-    TITLE = "{model}"
 
     model: str
     optimizer: str
@@ -66,8 +65,7 @@ class SpectraDuringTraining(Job):
         ``meta`` says what was measured, and holds ``loss`` (of the Hessian's samples, at each
         stage) and ``training_loss`` (of the batch of each training step).
         """
-        settings = {"samples": self.samples, "seed": self.seed, "device": self.device}
-        made = setup(self.model, self.size, **settings)
+        made = declare(setup, vars(self), name=self.model)
         model, stages = made.problem.model, self.stages()
         samples = datasets.batches(made.data, self.hessian, 1, self.seed, device=self.device)
         problem = Problem(model, cross_entropy, samples)

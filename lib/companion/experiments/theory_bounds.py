@@ -53,8 +53,8 @@ def gd_gaps(quadratic: Quadratic, starts: int, steps: int) -> pd.DataFrame:
 class AdamRuns(NamedTuple):
     """Frozen Adam at the bound's own step η = min C_{l,1}: `adam_contractions`."""
 
-    #: one row a draw: ratio (r), bound (r·max κ_l), compared (steps), plain, squared (violations of
-    #: the bound with r and with r²), slack (rate of the slowest mode over the bound's, as −log)
+    #: one row a draw: ratio (r), compared (steps), plain, squared (violations of the bound with r
+    #: and with r²), slack (rate of the slowest mode over the bound's, as −log)
     draws: pd.DataFrame
     #: curve, step, low, median, high of gap/gap⁰ over the draws
     curves: pd.DataFrame
@@ -72,8 +72,7 @@ def adam_contractions(case: int, draws: int, steps: int) -> AdamRuns:
     gap = frozen_adam(quadratic, start, steps, step=bound.step).gap
     normal = gap[:, 1:] > SMALLEST
     squared = (1 - 1 / (bound.ratio**2 * kappa)) ** 2
-    table = {"ratio": bound.ratio[:, 0], "bound": bound.ratio[:, 0] * kappa}
-    table["compared"] = normal.sum(1)
+    table = {"ratio": bound.ratio[:, 0], "compared": normal.sum(1)}
     for name, rate in (("plain", bound.rate), ("squared", squared)):
         above = gap[:, 1:] > rate * gap[:, :-1] * (1 + 1e-12)  # rates differ from 1 by 1e-9 or so
         table[name] = (above & normal).sum(1)

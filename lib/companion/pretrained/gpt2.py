@@ -147,7 +147,7 @@ class Checkpoint:
         model = Logits(self.model(pretrained, seed)).to(device).eval()
         batches = datasets.batches(data, samples, 1, seed, None, device)
         problem = Problem(model, cross_entropy, batches)
-        return Setup(self.name, "GPT2", "Transformer", problem, data)
+        return Setup("GPT2", "Transformer", problem, data)
 
     def blocks(self, model: nn.Module) -> list[Block]:
         """Return what the paper measures: the embedding, and four layers' matrices."""

@@ -103,7 +103,7 @@ class MiniLM:
         model = model.to(device).eval()
         batches = datasets.batches(data, samples, 1, seed, None, device)
         problem = Problem(model, cross_entropy, batches)
-        return Setup(self.name, "MiniLM", "Transformer", problem, data)
+        return Setup("MiniLM", "Transformer", problem, data)
 
     def blocks(self, model: nn.Module) -> list[Block]:
         """Return the six matrices of each of the layers, under short names."""

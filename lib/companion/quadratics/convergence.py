@@ -51,17 +51,15 @@ def gradient_norms(modes: Modes, step: float | Tensor, at: Tensor) -> Tensor:
     return (factors ** at.to(torch.float64)[..., None] @ modes.parts.mT).norm(dim=-1)
 
 
-def steps_to(modes: Modes, step: float | Tensor, *, factor: float = 1e-6) -> Tensor:
-    """Count the steps that cut ‖g‖ by ``factor``, (start, c) for c steps η each.
+def steps_to(modes: Modes, step: float | Tensor) -> Tensor:
+    """Count the steps that cut ‖g‖ by 10⁶, (start, c) for c steps η each.
 
     inf where the iteration diverges, or is slower than float64 resolves (ηs_min below 1e-12).
     By doubling, then bisection, for even and odd counts separately: a mode with ηs > 1 changes sign
     each step and makes Adam's ‖g‖ zigzag. GD's never grows, so its count is exact; Adam's may rise
     again for a while even so, and then this is one of the passes.
     """
-    if not 0 < factor < 1:
-        raise ValueError(f"factor must lie between 0 and 1, not {factor}.")
-    target = factor * modes.parts.sum(-1).norm(dim=-1, keepdim=True)
+    target = 1e-6 * modes.parts.sum(-1).norm(dim=-1, keepdim=True)
     step = as_column(step).expand(len(target), -1)
     converges = (step * modes.rates[:, -1:] < 2) & (step * modes.rates[:, :1] > 1e-12)
     counts = []

@@ -46,9 +46,8 @@ def sampled_eigenvalues(
 
     One affine map for all blocks takes the smallest value drawn to 1 and the largest to ``kappa``,
     so the blocks' ranges keep their proportions. Negative eigenvalues are drawn like the others and
-    the map's shift makes them positive; what lies near zero then lands above 1. One shift for all
-    puts the near-zero bulk of every block in one place: spectra that differ in width alone, on both
-    sides of zero, come out with condition numbers that differ much less.
+    the map's shift makes them positive, which puts the near-zero bulk of every block in one place,
+    above 1: spectra that differ in width alone come out with condition numbers that differ less.
     """
     if not kappa > 1 or count < 1:
         raise ValueError(f"Give kappa above 1 and count from 1 on, not {kappa} and {count}.")
@@ -74,8 +73,6 @@ class Quadratic:
     @classmethod
     def draw(cls, blocks: Sequence[Tensor], *, draws: int = 1, seed: int = 0) -> "Quadratic":
         """Rotate each block Haar-randomly. The first n of many draws are those of n draws."""
-        if draws < 1 or not blocks:
-            raise ValueError("Draw at least one quadratic, of at least one block.")
         rotations = []
         for i, block in enumerate(blocks):
             require_positive(block, "Every eigenvalue")
@@ -141,13 +138,8 @@ def gd(
     step: float | Tensor | None = None,
     momentum: float = 0.0,
 ) -> Trajectory:
-    """Gradient descent, ``w ← w − ηg + β(w − w_before)``, by default at η = 2/(L+μ), β = 0.
-
-    See `heavy_ball` for the best pair of step η and momentum β.
-    """
+    """Gradient descent, ``w ← w − ηg + β(w − w_before)``, by default at η = 2/(L+μ), β = 0."""
     step = as_column(2 / sum(quadratic.extremes) if step is None else step)
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must be at least 0 and below 1, not {momentum}.")
     before = start
 
     def update(w: Tensor, g: Tensor, k: int) -> Tensor:
@@ -187,8 +179,6 @@ def adam(
     ``|w| = η/2``, or underflows on its way there (far from it, β₂ near 1) and looks converged.
     """
     step = as_column(step)
-    if not all(0 <= beta < 1 for beta in betas) or not eps >= 0:
-        raise ValueError(f"Give betas in [0, 1) and eps from 0 on, not {betas} and {eps}.")
     first, second = torch.zeros_like(start), torch.zeros_like(start)
 
     def update(w: Tensor, g: Tensor, k: int) -> Tensor:
