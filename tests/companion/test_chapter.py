@@ -31,7 +31,6 @@ ANNOTATIONS = {
     "quick": bool,
     "models": str,
     "rates": list[float],
-    "limit": int | None,
 }
 DEFAULTS = {
     "preset": "smoke",
@@ -40,7 +39,6 @@ DEFAULTS = {
     "quick": False,
     "models": "vgg, gpt",
     "rates": [0.1, 1.0],
-    "limit": None,
 }
 
 
@@ -97,7 +95,6 @@ def test_a_run_with_parameters_of_ones_own_never_changes_a_verdict(monkeypatch, 
         {"sigma": 1},  # YAML writes 1.0 as it likes
         {"rates": [1, 2.5]},
         {"rates": []},
-        {"limit": 3},
     ],
 )
 def test_right_parameters_are_returned_as_they_are(values):
@@ -120,7 +117,6 @@ def test_right_parameters_are_returned_as_they_are(values):
         ("models", ["vgg"], "str"),
         ("rates", ["0.1"], r"list\[float\]"),
         ("rates", 0.1, r"list\[float\]"),
-        ("limit", "3", r"int \| None"),
     ],
 )
 def test_a_parameter_of_another_type_is_refused_by_name(name, value, wanted):

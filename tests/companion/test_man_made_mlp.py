@@ -28,7 +28,6 @@ from companion.experiments.man_made_mlp import (
 from companion.models.man_made import ManMadeMLP, man_made, multipliers
 from companion.models.mlp import MLP, MLPConfig
 from companion.rate_search import grids_table, rate_of
-from companion.training import OPTIMIZERS, train, train_together
 
 CONFIG = MLPConfig((9, 5, 4, 5, 3))
 TINY = ManMadeComparison(c=4.0, side=7, width=8, batch=16, steps=12, rates=3, searched=1, seeds=2)
@@ -126,31 +125,6 @@ class TestOptimizers:
             torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-9)
         moved = zip(effective(rescaled), start, strict=True)
         assert min(float((a - b).abs().max()) for a, b in moved) > 1e-4, "steps that do nothing"
-
-    @pytest.mark.parametrize("name", MIDDLE)
-    def test_runs_computed_together_are_those_computed_one_by_one(self, name):
-        data = datasets.digits()
-        rates, seeds = [0.003, 0.03, 1e4], [0, 1, 2]
-
-        def trained(together):
-            models = [man_made(10.0, 8, 6, seed).double() for seed in seeds]
-            streams = [
-                ((x.double(), y) for x, y in datasets.stream(data, 8, seed)) for seed in seeds
-            ]
-            optimizer = OPTIMIZERS[name]
-            if together:
-                losses = train_together(models, cross_entropy, streams, optimizer, rates, steps=10)
-            else:
-                runs = zip(models, streams, rates, strict=True)
-                losses = np.stack(
-                    [train(m, cross_entropy, b, optimizer, rate, steps=10) for m, b, rate in runs]
-                )
-            return losses, [p.detach() for model in models for p in model.parameters()]
-
-        (losses, weights), (expected, others) = trained(True), trained(False)
-        assert np.isinf(losses[2, -1]), "the last rate must diverge"
-        np.testing.assert_allclose(losses, expected, rtol=1e-9)
-        torch.testing.assert_close(weights, others, rtol=1e-7, atol=1e-9)
 
 
 def test_adam_sees_the_square_root_of_what_sgd_sees():

@@ -34,28 +34,18 @@ def as_lists(samples):
     return [[block.tolist() for block in blocks] for blocks in samples]
 
 
-def test_one_shift_leaves_zeros_out_and_keeps_the_blocks_where_they_are():
-    for large, small in drawn("one shift"):
-        assert set(large) == {1, 101}
-        assert set(small) == {36, 46}  # 3.5 and 4.5 above the smallest, tenfold
-
-
-def test_a_shift_per_block_keeps_ranges_and_forgets_positions():
-    for large, small in drawn("shift per block"):
-        assert set(large) == {1, 101}
-        assert set(small) == {1, 11}
-
-
-def test_positive_only():
-    for large, small in drawn("positive only"):
-        assert set(large) == {101}
-        assert set(small) == {1}
-
-
-def test_zeros_are_kept_where_asked_for_and_rounding_noise_counts_as_zero():
-    for large, small in drawn("zeros kept"):
-        assert set(large) == {1, 41, 101}
-        assert set(small) == {36, 41, 46}
+@pytest.mark.parametrize(
+    ("variant", "first", "second"),
+    [
+        ("one shift", {1, 101}, {36, 46}),  # 3.5 and 4.5 above the smallest, tenfold
+        ("shift per block", {1, 101}, {1, 11}),
+        ("positive only", {101}, {1}),
+        ("zeros kept", {1, 41, 101}, {36, 41, 46}),  # rounding noise counts as zero
+    ],
+)
+def test_a_variant_moves_and_leaves_out_what_it_says(variant, first, second):
+    for large, small in drawn(variant):
+        assert (set(large), set(small)) == (first, second)
 
 
 def test_a_sample_of_nothing_but_zeros_is_drawn_again():

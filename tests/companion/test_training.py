@@ -158,11 +158,6 @@ def test_what_makes_no_run_is_refused(given, sentence):
         train_together(models(2), cross_entropy, sources, sgd, **settings)
 
 
-def test_a_rate_of_zero_is_refused():
-    with pytest.raises(ValueError, match="Rates must be positive"):
-        train(models(1)[0], cross_entropy, batches(0), OPTIMIZERS["sgd"], 0.0, steps=2)
-
-
 def test_the_stream_shows_every_sample_once_an_epoch_in_a_new_order():
     inputs = torch.arange(10.0)
     data = Data("ten", inputs, inputs.long(), 10, "", "")
