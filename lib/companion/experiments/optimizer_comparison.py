@@ -20,7 +20,6 @@ from companion.store import Job, Store, declare
 from companion.training import OPTIMIZERS, Optimizer, train
 
 MIDDLE = {"momentum": -3, "adamw": -5}  # exponents of `rate_of` to search around: 0.03 and 0.003
-ORDER = ("vgg", "mixer", "vit", "gpt", "gpt-bpe", "bert", "resnet")  # by what a step takes
 #: searches and evaluation at the size of the full preset, whose runs are long
 MEDIUM = {"test_samples": 800, "repeats": 2, "refined": True}
 #: batch and steps of `map_of_batches`, by what a run costs
@@ -85,7 +84,6 @@ class OptimizerComparison(Job):
     """
 
     NAME = "contest-{model}"
-    TITLE = "{model}"
     ADDED = {"test_samples": 0, "repeats": 2, "refined": False}  # noqa: RUF012
 
     model: str
@@ -102,11 +100,6 @@ class OptimizerComparison(Job):
     refined: bool = False
 
     data_key = setups.data_key
-
-    @property
-    def cost(self) -> float:
-        """Steps, by how long they take."""
-        return self.samples * self.steps * (1 + ORDER.index(setups.base(self.model)))
 
     def compute(self, store: Store) -> pd.DataFrame:
         """Return all runs: the columns of `TrainingRun` and part; one row a window."""

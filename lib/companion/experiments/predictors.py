@@ -57,7 +57,6 @@ class GradientStatistics(Job):
     """
 
     NAME = "gradients-{model}"
-    TITLE = "{model}"
 
     model: str
     size: str = "medium"
