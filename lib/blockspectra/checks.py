@@ -122,8 +122,8 @@ def _settled(
             kept = None
     if wrong:
         blame = (
-            "look for hooks that change gradients, for detach() and no_grad() on the way, and for "
-            "functions with a custom backward"
+            "look for hooks that change gradients, for detach() and no_grad() on the way, for "
+            "checkpoints with use_reentrant=True, and for functions with a custom backward"
         )
         raise ProblemError(f"{wrong}: {blame}.")
     return kept, found
@@ -141,7 +141,7 @@ def _judged(
 
     With seed 0, quickly: what disagrees may be right.
     """
-    found = differences(problem, batch, parameters, seed, both=seed > 0)
+    found = differences(problem, batch, parameters, seed, both=seed > 0, loss=loss)
     if found.slope_error:
         if seed:
             _product(problem, batch, found, loss, PLAIN)  # raises with a clearer reason, if it can

@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from blockspectra.blocks import Block, parameters_of, whole
@@ -26,7 +25,7 @@ from blockspectra.evaluation import check_parameters
 from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
 from blockspectra.memory import available, give_back, in_use, readable
-from blockspectra.problem import OutOfMemory, Problem
+from blockspectra.problem import OutOfMemory, Problem, leaves
 from blockspectra.spectra import Spectra
 from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
 
@@ -335,12 +334,11 @@ def _spectra(
 def _about(problem: Problem, blocks: Sequence[Block], settings: Settings) -> dict:
     """Gather all that the runs depend on, as JSON: names, numbers and checksums."""
     first = [probe_vector(settings.seed, b.name, 0, min(b.size, CHECKED)) for b in blocks]
-    batches = [dict(b) if isinstance(b, Mapping) else b for b in problem.batches]
     return {
         "torch": torch.__version__,
         "blocks": [[block.name, block.size] for block in blocks],
         "probes": checksum(first),
         "weights": checksum(problem.model.state_dict().values()),
-        "batches": checksum(tree_leaves(batches)),
+        "batches": checksum(x for batch in problem.batches for x in leaves(batch)),
         "settings": [settings.steps, settings.tolerance, str(settings.basis)],
     }
