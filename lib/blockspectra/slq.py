@@ -144,6 +144,8 @@ def block_spectra(
         about["loss"] = graph.loss.item()
         team.agree(about | {"number of probes": probes, "checkpoint": checkpoint is not None})
         if checkpoint is not None:
+            if others := list(zip(problem.weights, problem.batches, strict=True))[1:]:
+                about["others"] = [[w, problem.value(batch).item()] for w, batch in others]
             checkpoints = Checkpoints(checkpoint, about)
             results = {key: run for key, run in checkpoints.found.items() if key[1] < probes}
         hessians = BlockHessians(

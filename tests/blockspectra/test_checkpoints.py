@@ -267,10 +267,21 @@ def other_loss(problem):
     problem.loss = lambda model, batch: 2 * cross_entropy(model, batch)
 
 
+def other_shares(problem):
+    problem.weights, problem.batch_statistics = problem.weights[::-1], True
+
+
+def other_loss_later(problem):
+    first, problem.batch_statistics = problem.batches[0], True
+    problem.loss = lambda model, batch: (1 + (batch is not first)) * cross_entropy(model, batch)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         (other_weights, "weights"),
+        (other_shares, "others"),
+        (other_loss_later, "others"),
         (other_data, "batches"),
         (other_targets, "batches"),
         (other_loss, "loss"),
