@@ -87,6 +87,12 @@ def checked(
     return kept
 
 
+def checks_bytes(problem: Problem, parameters: Sequence[nn.Parameter]) -> int:
+    """Bytes of copies in float64, a direction and gradients that checks make, as measured."""
+    every, asked = (sum(p.numel() for p in ps) for ps in (problem.model.parameters(), parameters))
+    return 8 * every + 42 * asked
+
+
 @contextmanager
 def _told_of(problem: Problem, number: int) -> Iterator[None]:
     """Say in which batch something is wrong, where there are several."""

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from blockspectra.blocks import Block, parameters_of, whole
 from blockspectra.checkpoints import Checkpoints, checksum
-from blockspectra.checks import checked
+from blockspectra.checks import checked, checks_bytes
 from blockspectra.distributed import Ranks
 from blockspectra.evaluation import check_parameters
 from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales
@@ -131,12 +131,15 @@ def block_spectra(
 
     with Ranks(ranks, device) as team, problem.curvature_mode():
         room = available(memory, device) // (team.neighbours if memory is None else 1)
-        if need > room:
-            raise OutOfMemory(
-                f"{steps} Lanczos steps with {largest!r} take {readable(need)}, and "
-                f"{readable(max(0, room))} are left beside the {readable(in_use(device))} in use: "
-                f"take fewer steps, basis='none', or raise `memory`."
-            )
+        for what, size, advice in (
+            (f"{steps} Lanczos steps with {largest!r}", need, "take fewer steps, basis='none'"),
+            ("Checks", checks_bytes(problem, parameters_of(blocks)), "give fewer blocks at once"),
+        ):
+            if size > room:
+                raise OutOfMemory(
+                    f"{what} take {readable(size)}, and {readable(max(0, room))} are left beside "
+                    f"the {readable(in_use(device))} in use: {advice}, or raise `memory`."
+                )
         about = _about(problem, blocks, settings)
         about |= {"matrix": matrix, "preconditioner": checksum(scales.values())}
         graph = checked(problem, parameters_of(blocks))
