@@ -341,7 +341,7 @@ def _about(problem: Problem, blocks: Sequence[Block], settings: Settings) -> dic
     first = [probe_vector(settings.seed, b.name, 0, min(b.size, CHECKED)) for b in blocks]
     return {
         "torch": torch.__version__,
-        "blocks": [[block.name, block.size] for block in blocks],
+        "blocks": [[b.name, b.size, str([p.index for p in b.pieces])] for b in blocks],
         "probes": checksum(first),
         "weights": checksum(problem.model.state_dict().values()),
         "batches": checksum(x for batch in problem.batches for x in leaves(batch)),
