@@ -232,6 +232,7 @@ def _is_weight(parameter: Tensor, name: str) -> bool:
 def _parts(label: str, parameter, modules, given: Mapping[str, str]) -> str | None:
     """Parts that one weight fuses, empty if none; None if it looks fused in an unknown order."""
     last = _last(label)
+    thirds = max(parameter.shape[:2]) == 3 * min(parameter.shape[:2])  # others share keys
     for pattern, parts in given.items():
         if _fits(label, pattern):
             return parts
@@ -241,10 +242,9 @@ def _parts(label: str, parameter, modules, given: Mapping[str, str]) -> str | No
             return told[last]
         for kind in type(module).__mro__:
             place = f"{kind.__module__.partition('.')[0]}.{kind.__name__}.{last}"
-            if place in KNOWN or place.endswith(NANO_GPT):
+            if thirds and (place in KNOWN or place.endswith(NANO_GPT)):
                 return "q k v"
-    sizes = {*parameter.shape[:2]}
-    return None if last in FUSED and max(sizes) == 3 * min(sizes) else ""
+    return None if last in FUSED and thirds else ""
 
 
 def _cut(label, parameter, module, parent, by: str, fused: str) -> list[Block]:

@@ -65,8 +65,8 @@ def checksum(things: Iterable) -> int:
         if isinstance(tensor, torch.Tensor):
             parts = [getattr(tensor, part)() for part in PARTS.get(tensor.layout, ())] or [tensor]
             for part in parts:
-                data = part.detach().contiguous().flatten().view(torch.uint8)
-                total = zlib.crc32(data.cpu().numpy(), total)
+                data = part.detach().resolve_conj().resolve_neg().contiguous().flatten()
+                total = zlib.crc32(data.view(torch.uint8).cpu().numpy(), total)
     return total
 
 

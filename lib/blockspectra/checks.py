@@ -87,6 +87,12 @@ def checked(
     return kept
 
 
+def checks_bytes(problem: Problem, parameters: Sequence[nn.Parameter]) -> int:
+    """Bytes of copies in float64, a direction and gradients that checks make, as measured."""
+    every, asked = (sum(p.numel() for p in ps) for ps in (problem.model.parameters(), parameters))
+    return 8 * every + 42 * asked
+
+
 @contextmanager
 def _told_of(problem: Problem, number: int) -> Iterator[None]:
     """Say in which batch something is wrong, where there are several."""
@@ -122,8 +128,8 @@ def _settled(
             kept = None
     if wrong:
         blame = (
-            "look for hooks that change gradients, for detach() and no_grad() on the way, and for "
-            "functions with a custom backward"
+            "look for hooks that change gradients, for detach() and no_grad() on the way, for "
+            "checkpoints with use_reentrant=True, and for functions with a custom backward"
         )
         raise ProblemError(f"{wrong}: {blame}.")
     return kept, found
@@ -141,7 +147,7 @@ def _judged(
 
     With seed 0, quickly: what disagrees may be right.
     """
-    found = differences(problem, batch, parameters, seed, both=seed > 0)
+    found = differences(problem, batch, parameters, seed, both=seed > 0, loss=loss)
     if found.slope_error:
         if seed:
             _product(problem, batch, found, loss, PLAIN)  # raises with a clearer reason, if it can

@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from blockspectra.blocks import Block, parameters_of
-from blockspectra.checks import checked
+from blockspectra.checks import checked, checks_bytes
 from blockspectra.gradient_graph import GradientGraph
 from blockspectra.hessian import SCRATCH
 from blockspectra.lanczos import BASES, Lanczos, basis_name, run_bytes
@@ -100,7 +100,8 @@ def estimate(
     if not kept:  # all runs side by side share a graph that is made again for each batch
         side_by_side = max(1, (room - nbytes * (1 + SCRATCH)) // need)
         seconds += made * batches * max(steps, total / side_by_side)
-    peak = before + nbytes * ((batches if kept else 1) + SCRATCH) + need
+    graphs = nbytes * ((batches if kept else 1) + SCRATCH)
+    peak = before + max(graphs + need, checks_bytes(problem, parameters))
     return Cost(total * batches, seconds, gradient, int(peak), threads, one_thread)
 
 

@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
-from blockspectra.problem import Problem
+from blockspectra.problem import Problem, mapped
 
 # Step, as a share of each parameter's root mean square. In float64, rounding is 1e-8 of the
 # gradient, and among 1e6 activations hardly any ReLU switches: errors of 1e-8 in the models here.
@@ -78,6 +77,7 @@ def differences(
     seed: int = 0,
     *,
     both: bool = True,
+    loss: float | None = None,
 ) -> Differences:
     """Take differences, in float64 where model and device lend themselves to it.
 
@@ -85,11 +85,12 @@ def differences(
     along a direction that the seed draws, and put back; a graph that is kept meanwhile makes
     differences uncertain. Both sides take three gradients. One side, in float64 alone, takes two:
     what agrees with it is right; whether what does not is wrong, its uncertainty does not tell.
+    Where float64 gives another ``loss``, as other random numbers of one seed do, it is not taken.
     """
     vectors = _direction(parameters, seed)
     try:
-        with _moved(problem, tree_map(_to_float64, batch), vectors, torch.float64) as gradient_at:
-            return _taken(gradient_at, vectors, torch.float64, both)
+        with _moved(problem, mapped(_to_float64, batch), vectors, torch.float64) as gradient_at:
+            return _taken(gradient_at, vectors, torch.float64, both, loss)
     except Exception:  # float32 inside of the model, a GPU without float64
         with _moved(problem, batch, vectors) as gradient_at:
             return _taken(gradient_at, vectors, torch.float32, both=True)
@@ -100,11 +101,14 @@ def _taken(
     vectors: dict[nn.Parameter, Tensor],
     precision: torch.dtype,
     both: bool,
+    wanted: float | None = None,
 ) -> Differences:
     scales, step, (own, _) = _scales(vectors), STEP[precision], TOLERANCE[precision]
     rounding = ROUNDING * torch.finfo(precision).eps / step
     with _InFloat64() if precision == torch.float64 else nullcontext():
         loss, gradient = gradient_at(0)
+    if wanted is not None and abs(loss - wanted) > own * abs(wanted):
+        raise ValueError("another function than in the model's own precision")
     largest = max(scales[p] * root_mean_square(g) for p, g in gradient.items())
     up, above = gradient_at(step)
     # with one side alone, as if the other one were its mirror image

@@ -18,9 +18,9 @@ from torch.nn.parameter import UninitializedTensorMixin
 from blockspectra.blocks import NO_VALUES
 from blockspectra.differences import copied
 from blockspectra.gradient_graph import GradientGraph, graph
-from blockspectra.problem import Problem, ProblemError, joined
+from blockspectra.problem import Problem, ProblemError, joined, leaves
 
-# A batch repeated has the loss of the batch, but for rounding, or twice that if it is a sum.
+# A batch repeated has the loss of the batch, but for rounding; a sum grows alike each time.
 ALIKE = 1e-2
 # Errors of a mean that are rounding: a share of it, and times what the batch repeated had.
 ROUNDING = 1e-4, 20
@@ -80,13 +80,18 @@ def _check_memory(names: Mapping[nn.Parameter, str]) -> None:
 def evaluated(problem: Problem, batch: Any) -> tuple[float, set[nn.Parameter]]:
     """Loss of a batch, and what it depends on; refuses one that changes the model."""
     buffers = dict(problem.model.named_buffers())
+    before = dict(problem.model.named_parameters()) | buffers
+    tensors = [x for x in leaves(batch) if isinstance(x, Tensor) and not x.is_inference()]
+    unwritten = [(x, x._version) for x in tensors]
     with copied(problem) as kept:
         value = problem.value(batch)
         now = dict(problem.model.named_parameters()) | dict(problem.model.named_buffers())
         changed = [name for name, t in now.items() if t in kept and not _same(t.data, kept[t])]
-    for name, old in buffers.items():  # one that was replaced; caches that grow may be
+    if any(x._version > version for x, version in unwritten):
+        raise ProblemError("Evaluating the loss writes into its batch: let it write into a clone.")
+    for name, old in before.items():  # one that was replaced; caches that grow may be
         if (new := now.get(name)) is not old and new is not None and new.shape == old.shape:
-            changed += [] if _same(new, old) else [name]
+            changed += [] if name in buffers and _same(new, old) else [name]
             owner, _, key = name.rpartition(".")
             setattr(problem.model.get_submodule(owner), key, old)
     for name in changed:
@@ -116,7 +121,8 @@ def evaluated(problem: Problem, batch: Any) -> tuple[float, set[nn.Parameter]]:
 def _same(left: Tensor, right: Tensor) -> bool:
     if left.layout != torch.strided or left.dtype != right.dtype:
         return left.layout != torch.strided
-    return torch.equal(left.flatten().view(torch.uint8), right.flatten().view(torch.uint8))
+    left, right = (x.detach().resolve_conj().resolve_neg().flatten() for x in (left, right))
+    return torch.equal(left.view(torch.uint8), right.view(torch.uint8))
 
 
 def _leaves(value: Tensor) -> set[Tensor]:
@@ -139,11 +145,13 @@ def check_mean(problem: Problem, losses: Sequence[float]) -> None:
     twice = _joint_loss(problem, 0, 0)
     if twice is None or not losses[0]:
         return
-    ratio = twice / losses[0]
-    if abs(ratio - 2) < ALIKE:
+    ratio, share, times = twice / losses[0], *ROUNDING
+    thrice = _joint_loss(problem, 0, 0, 0) if abs(ratio - 1) > share else None
+    if thrice is not None and abs((thrice - twice) / (twice - losses[0]) - 1) < ALIKE:
         raise ProblemError(
-            "The loss of a batch repeated is twice its own, so it is a sum: take the mean, or "
-            "pass batch_statistics=True to study it on purpose."
+            f"The loss of a batch repeated is {ratio:.4g} times its own, and grows as much again "
+            f"the third time, so it is a sum, at least in part: take the mean, or pass "
+            f"batch_statistics=True to study it on purpose."
         )
     if abs(ratio - 1) > ALIKE:
         if len(losses) > 1:
@@ -153,7 +161,6 @@ def check_mean(problem: Problem, losses: Sequence[float]) -> None:
                 stacklevel=3,
             )
         return
-    share, times = ROUNDING
     for a, b in pairwise(range(len(losses))):
         left, right = problem.weights[a], problem.weights[b]
         mean = (left * losses[a] + right * losses[b]) / (left + right)
@@ -168,11 +175,11 @@ def check_mean(problem: Problem, losses: Sequence[float]) -> None:
             )
 
 
-def _joint_loss(problem: Problem, a: int, b: int) -> float | None:
-    """Loss of two batches in one; None where they make none, or it is no mean on purpose."""
+def _joint_loss(problem: Problem, *numbers: int) -> float | None:
+    """Loss of several batches in one; None where they make none, or it is no mean on purpose."""
     if problem.batch_statistics:
         return None
     try:
-        return problem.value(joined(problem.batches[a], problem.batches[b])).item()
+        return problem.value(joined(*(problem.batches[n] for n in numbers))).item()
     except Exception:  # a model may know batches of its own alone
         return None

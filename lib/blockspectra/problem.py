@@ -2,8 +2,10 @@
 
 import copy
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -36,9 +38,9 @@ class Problem:
         the Gauss–Newton matrix a pair: outputs(model, batch) → Tensor, loss(outputs, batch) →
         scalar.
     batches : iterable
-        Tensors, tuples or dicts of tensors; the first dimension of the first tensor is the batch's
-        size. Kept as a list; those of a loader are copied, for it may write each into the same
-        memory.
+        Tensors, or tuples, dicts or dataclasses of them; the first dimension of the first tensor is
+        the batch's size. Kept as a list; those of a loader are copied, for it may write each into
+        the same memory.
     batch_statistics : bool
         Allow a loss that is no mean over samples, such as BatchNorm's in training mode or a sum, to
         study it on purpose. Buffers such as running statistics are put back afterwards.
@@ -69,7 +71,7 @@ class Problem:
         if isinstance(batches, Tensor | Mapping) or _is_one_batch(batches):
             raise ProblemError("This is one batch rather than a list of them: give [batch].")
         if not isinstance(batches, list | tuple):
-            batches = map(_copied, batches)
+            batches = (mapped(_copied, batch) for batch in batches)
         self.parts = loss if isinstance(loss, tuple) else None  #: outputs, and the loss of them
         if self.parts:
             outputs, of_outputs = self.parts
@@ -143,10 +145,10 @@ class Problem:
         """Make second derivatives exact inside, and put everything back on leaving.
 
         TF32 and the caller's autocast off; attention forced to the math kernel, and recurrent
-        layers to PyTorch's own rather than cuDNN's (the others have no second derivative);
-        settings off by which embeddings change their gradient (a row that ``padding_idx`` zeroes is
-        one that the loss does depend on, so double backward would not be the Hessian of any
-        function), or make it sparse; gradients on.
+        layers to PyTorch's own rather than cuDNN's, and nothing compiled (the others have no second
+        derivative); settings off by which embeddings change their gradient (a row that
+        ``padding_idx`` zeroes is one that the loss does depend on, so double backward would not be
+        the Hessian of any function), or make it sparse; gradients on.
         """
         try:
             precision, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
@@ -168,6 +170,8 @@ class Problem:
             stack.enter_context(torch.inference_mode(False))
             stack.enter_context(torch.enable_grad())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if "torch._dynamo" in sys.modules:  # without it, nothing is compiled
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             for kind in {"cpu"} | {p.device.type for p in self.model.parameters()} - {"meta"}:
                 stack.enter_context(torch.autocast(kind, enabled=False))
             try:
@@ -204,8 +208,7 @@ def _number_of_targets(batch: tuple[Tensor, Tensor]) -> int:
 
 def batch_size(batch: Any) -> int:
     """First dimension of the first tensor in a batch."""
-    leaves = tree_leaves(dict(batch) if isinstance(batch, Mapping) else batch)
-    tensor = next((x for x in leaves if isinstance(x, Tensor) and x.ndim > 0), None)
+    tensor = next((x for x in leaves(batch) if isinstance(x, Tensor) and x.ndim > 0), None)
     if tensor is None:
         raise ProblemError("A batch holds no tensor: give tensors, or tuples or dicts of them.")
     if tensor.shape[0] == 0:
@@ -215,25 +218,40 @@ def batch_size(batch: Any) -> int:
 
 def joined(*batches: Any) -> Any:
     """One batch of the samples of several; ValueError where it cannot be told how."""
-    plain = [dict(batch) if isinstance(batch, Mapping) else batch for batch in batches]
     sizes = [batch_size(batch) for batch in batches]
 
-    def join(*leaves: Any) -> Any:
-        if all(isinstance(x, Tensor) and x.ndim for x in leaves):
-            if [x.shape[0] for x in leaves] == sizes:
-                return torch.cat(leaves)
-        elif all(not isinstance(x, Tensor) and x == leaves[0] for x in leaves):
-            return leaves[0]
+    def join(*parts: Any) -> Any:
+        if all(isinstance(x, Tensor) and x.ndim for x in parts):
+            if [x.shape[0] for x in parts] == sizes:
+                return torch.cat(parts)
+        elif all(not isinstance(x, Tensor) and x == parts[0] for x in parts):
+            return parts[0]
         raise ValueError("not one row a sample")
 
-    result = tree_map(join, *plain)
-    return type(batches[0])(result) if isinstance(batches[0], Mapping) else result
+    return mapped(join, *batches)
 
 
-def _copied(batch: Any) -> Any:
-    plain = dict(batch) if isinstance(batch, Mapping) else batch
-    own = tree_map(lambda x: x.detach().clone() if isinstance(x, Tensor) else copy.copy(x), plain)
-    return type(batch)(own) if isinstance(batch, Mapping) else own
+def mapped(function: Callable, *batches: Any) -> Any:
+    """One batch of what a function makes of each leaf of others, which are built alike."""
+    plain, first = tree_map(function, *map(_plain, batches)), batches[0]
+    if is_dataclass(first):
+        return replace(first, **plain)
+    return type(first)(plain) if isinstance(first, Mapping) else plain
+
+
+def leaves(batch: Any) -> list:
+    """Tensors of a batch, and whatever else is in it."""
+    return tree_leaves(_plain(batch))
+
+
+def _plain(batch: Any) -> Any:
+    if is_dataclass(batch):
+        return {field.name: getattr(batch, field.name) for field in fields(batch)}
+    return dict(batch) if isinstance(batch, Mapping) else batch
+
+
+def _copied(x: Any) -> Any:
+    return x.detach().clone() if isinstance(x, Tensor) else copy.copy(x)
 
 
 def _is_one_batch(batches: Any) -> bool:

@@ -15,18 +15,17 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from blockspectra.blocks import Block, parameters_of, whole
 from blockspectra.checkpoints import Checkpoints, checksum
-from blockspectra.checks import checked
+from blockspectra.checks import checked, checks_bytes
 from blockspectra.distributed import Ranks
 from blockspectra.evaluation import check_parameters
 from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
 from blockspectra.memory import available, give_back, in_use, readable
-from blockspectra.problem import OutOfMemory, Problem
+from blockspectra.problem import OutOfMemory, Problem, leaves
 from blockspectra.spectra import Spectra
 from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
 
@@ -132,12 +131,15 @@ def block_spectra(
 
     with Ranks(ranks, device) as team, problem.curvature_mode():
         room = available(memory, device) // (team.neighbours if memory is None else 1)
-        if need > room:
-            raise OutOfMemory(
-                f"{steps} Lanczos steps with {largest!r} take {readable(need)}, and "
-                f"{readable(max(0, room))} are left beside the {readable(in_use(device))} in use: "
-                f"take fewer steps, basis='none', or raise `memory`."
-            )
+        for what, size, advice in (
+            (f"{steps} Lanczos steps with {largest!r}", need, "take fewer steps, basis='none'"),
+            ("Checks", checks_bytes(problem, parameters_of(blocks)), "give fewer blocks at once"),
+        ):
+            if size > room:
+                raise OutOfMemory(
+                    f"{what} take {readable(size)}, and {readable(max(0, room))} are left beside "
+                    f"the {readable(in_use(device))} in use: {advice}, or raise `memory`."
+                )
         about = _about(problem, blocks, settings)
         about |= {"matrix": matrix, "preconditioner": checksum(scales.values())}
         graph = checked(problem, parameters_of(blocks))
@@ -145,6 +147,8 @@ def block_spectra(
         about["loss"] = graph.loss.item()
         team.agree(about | {"number of probes": probes, "checkpoint": checkpoint is not None})
         if checkpoint is not None:
+            if others := list(zip(problem.weights, problem.batches, strict=True))[1:]:
+                about["others"] = [[w, problem.value(batch).item()] for w, batch in others]
             checkpoints = Checkpoints(checkpoint, about)
             results = {key: run for key, run in checkpoints.found.items() if key[1] < probes}
         hessians = BlockHessians(
@@ -335,12 +339,11 @@ def _spectra(
 def _about(problem: Problem, blocks: Sequence[Block], settings: Settings) -> dict:
     """Gather all that the runs depend on, as JSON: names, numbers and checksums."""
     first = [probe_vector(settings.seed, b.name, 0, min(b.size, CHECKED)) for b in blocks]
-    batches = [dict(b) if isinstance(b, Mapping) else b for b in problem.batches]
     return {
         "torch": torch.__version__,
-        "blocks": [[block.name, block.size] for block in blocks],
+        "blocks": [[b.name, b.size, str([p.index for p in b.pieces])] for b in blocks],
         "probes": checksum(first),
         "weights": checksum(problem.model.state_dict().values()),
-        "batches": checksum(tree_leaves(batches)),
+        "batches": checksum(x for batch in problem.batches for x in leaves(batch)),
         "settings": [settings.steps, settings.tolerance, str(settings.basis)],
     }

@@ -124,6 +124,13 @@ def test_fused_attention_is_cut_into_q_k_and_v_in_this_order():
 def test_a_fused_name_on_a_matrix_of_another_shape_stays_whole():
     model = nn.ModuleDict({"qkv": nn.Linear(4, 8), "c_attn": nn.Linear(4, 4)})
     assert names(model) == ["qkv", "c_attn"]
+    grouped = copy.deepcopy(GPT.h[0].attn)  # two heads of keys and values to four of queries
+    grouped.c_attn = nn.Linear(12, 24)
+    assert names(grouped)[0] == "c_attn"
+    crossed = of_transformers("GPT2Model", **OLD | {"n_embd": 6}, add_cross_attention=True)
+    found = names(crossed, only="h.0.*attn*")  # keys and values of another model's outputs
+    assert found[:3] == [f"h.0.attn.c_attn.{role}" for role in "qkv"]
+    assert found[4:6] == ["h.0.crossattention.c_attn", "h.0.crossattention.q_attn"]
 
 
 class Attention(nn.Module):

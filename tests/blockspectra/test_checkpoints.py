@@ -20,6 +20,7 @@ import torch
 
 from blockspectra import block_spectra, cross_entropy, partition, slq
 from blockspectra import files as arrays
+from blockspectra.blocks import Block, Piece
 from blockspectra.hessian import SCRATCH, BlockHessians
 from blockspectra.lanczos import run_bytes
 from blockspectra.spectra import ARRAYS
@@ -267,10 +268,21 @@ def other_loss(problem):
     problem.loss = lambda model, batch: 2 * cross_entropy(model, batch)
 
 
+def other_shares(problem):
+    problem.weights, problem.batch_statistics = problem.weights[::-1], True
+
+
+def other_loss_later(problem):
+    first, problem.batch_statistics = problem.batches[0], True
+    problem.loss = lambda model, batch: (1 + (batch is not first)) * cross_entropy(model, batch)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         (other_weights, "weights"),
+        (other_shares, "others"),
+        (other_loss_later, "others"),
         (other_data, "batches"),
         (other_targets, "batches"),
         (other_loss, "loss"),
@@ -289,6 +301,15 @@ def test_a_checkpoint_of_something_else_is_refused_in_one_sentence(change, named
         compute("graphs kept", tmp_path, problem, **settings)
     assert str(caught.value).endswith("name another folder, or delete this one.")
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_of_other_rows_under_the_same_name_is_refused(tmp_path):
+    problem = two_matrices(1)
+    weight = next(problem.model.parameters())
+    first, second = (Block("a", (Piece(weight, (slice(i, i + 2),)),)) for i in (0, 2))
+    block_spectra(problem, [first], steps=2, probes=1, checkpoint=tmp_path)
+    with pytest.raises(ValueError, match=r"\(blocks differ\)"):
+        block_spectra(problem, [second], steps=2, probes=1, checkpoint=tmp_path)
 
 
 def test_runs_of_something_else_are_not_taken_where_nothing_says_what_they_are_of(tmp_path, capfd):

@@ -59,6 +59,7 @@ def test_memory_holds_the_basis_and_every_batch(problem):
     )
     assert kept - small == pytest.approx(8 * 1000 * block.size, abs=64 * 2**20)  # the process's own
     assert kept > 8 * 1000 * block.size
+    assert small > 42 * block.size  # of the checks
 
 
 def test_graphs_that_do_not_fit_are_made_again_and_paid_for(problem, monkeypatch):

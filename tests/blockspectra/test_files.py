@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blockspectra.files import load_arrays, save_arrays
+from blockspectra.files import load_arrays, save_arrays, whole
 
 HEADER = {"name": "β", "steps": [1, 2.5, None]}
 ARRAYS = {
@@ -97,6 +97,22 @@ def test_pickled_objects_are_not_run(tmp_path):
     np.savez(tmp_path / "objects.npz", header=np.array([{}], dtype=object))
     with pytest.raises(ValueError, match="damaged or no file of this kind"):
         load_arrays(tmp_path / "objects.npz")
+
+
+def test_a_folder_in_the_place_is_named_and_a_link_to_nothing_replaced(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match=r", in writing: '.*folder'$"):
+        save_arrays(tmp_path / "folder", HEADER, ARRAYS)
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    assert same(load_arrays(save_arrays(tmp_path / "link", HEADER, ARRAYS)))
+    temporary = []
+    for host in ("one", "two"):  # with processes of the same number
+        monkeypatch.setattr("socket.gethostname", lambda host=host: host)
+        with whole(tmp_path / "file") as path:
+            temporary.append(path)
+            path.touch()
+    assert temporary[0] != temporary[1]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder", "link"]
 
 
 FULL = """

@@ -139,6 +139,13 @@ def test_a_basis_that_does_not_fit_is_refused_before_the_model_is_called(monkeyp
     assert not called
 
 
+def test_checks_that_do_not_fit_are_refused_before_the_model_is_called(monkeypatch):
+    monkeypatch.setattr(slq, "checked", lambda *_: pytest.fail("called"))
+    sentence = refused(monkeypatch, run_bytes(30, 1, None), basis="none")
+    assert sentence.startswith("Checks take ")
+    assert sentence.endswith("give fewer blocks at once, or raise `memory`.")
+
+
 def test_a_graph_that_does_not_fit_beside_the_largest_basis_is_refused(monkeypatch):
     sentence = refused(monkeypatch, run_bytes(30, 50, torch.float32) + 1)
     assert sentence.startswith("The graph of one batch and a product with it take about ")

@@ -6,6 +6,7 @@ Oracle: the dense Hessian of every block of the six tiny models.
 """
 
 import json
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -402,6 +403,9 @@ def test_a_plot_has_a_row_a_block():
     ax = figure.axes[0]
     assert len(ax.get_yticklabels()) == 3
     assert ax.get_title() == "GPT"
+    formula = replace(some(), names=[r"$\frac{a}$", "$", "c"]).plot()
+    formula.canvas.draw()
+    assert formula.axes[0].get_yticklabels()[0].get_text() == r"\$\frac{a}\$"
 
 
 # blocks with different numbers of probes

@@ -38,7 +38,7 @@ def short(name: str) -> str:
     first = name.split("=")[0]
     for silent in ("attn.c_attn.", "attn.qkv.", "attn.", "blocks.", "layer."):
         first = re.sub(rf"(?<![^.]){re.escape(silent)}", "", first)  # not the end of a longer word
-    return first
+    return first.replace("$", r"\$")  # no formula begins there
 
 
 def signed_log_ticks(ax: Axes) -> None:
