@@ -51,7 +51,8 @@ class Job:
     NAME: ClassVar[str] = ""  #: start of the file's name, fields in braces, the job as {0}
     VERSION: ClassVar[int] = 1  #: raise it where a stored number changes beyond its tolerance
     ADDED: ClassVar[dict[str, Any]] = {}  #: later field → its value in results from before
-    MADE_OF: ClassVar[tuple[type["Job"], ...]] = ()  #: jobs inside `compute`: their VERSIONs count
+    #: jobs inside `compute`, and those inside them: their VERSIONs count
+    MADE_OF: ClassVar[tuple[type["Job"], ...]] = ()
     FOLDER: ClassVar[str] = ""  #: ``runs`` for a step on the way to a result: not committed
 
     def settings(self) -> dict[str, Any]:

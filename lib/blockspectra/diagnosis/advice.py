@@ -59,12 +59,14 @@ def advise(
     own = heterogeneity.loc[measure, ["value", "standard_error"]]
     side = Criterion(measure, *own, limit)
     above, name = values[measure] > limit, MEASURES[measure]
-    beat = f"{needed} would be needed to" if needed <= count else "so few models cannot"
+    beat = (
+        f"{needed}, by two errors, would" if needed <= count else "no number of so few models would"
+    )
     word, reasons = SILENT, list(obstacles)
     if works.holds is not True:
         reasons.append(
             f"The evidence is weak: about architectures that it had not seen, the rule was right "
-            f"for {hits} of {count} models (± {noise * count:.1f}), and {beat} beat guessing."
+            f"for {hits} of {count} models (± {noise * count:.1f}); {beat} beat guessing."
         )
     elif side.holds is None:
         reasons.append(
@@ -78,7 +80,8 @@ def advise(
         f"The {name} is {own['value']:.2g}, {'above' if own['value'] > limit else 'below'} the "
         f"{limit:.2g} that divides the reference models best: on this side SGD fell behind on "
         f"{(behind & where).sum()} of {where.sum()}, on the other on "
-        f"{(behind & ~where).sum()} of {(~where).sum()}."
+        f"{(behind & ~where).sum()} of {(~where).sum()}. Errors are over probes: another "
+        f"initialisation moves it more."
     )
     evidence = (
         "The paper's claim: SGD falls behind Adam on models whose JS⁰ at initialisation is large "
@@ -91,7 +94,8 @@ def advise(
         f"were chosen by the same models.",
         f"Hit rate: chosen without all variants of an architecture and asked about these, it is "
         f"right for {hits} of {count} (± {noise * count:.1f} from the errors of the measurements); "
-        f"{beat} beat always giving the more frequent answer.",
+        f"{beat} beat always giving the more frequent answer, if variants of one architecture "
+        f"counted as independent.",
     )
     return Advice(word, tuple(reasons), evidence, measure, limit, hits, count, needed)
 

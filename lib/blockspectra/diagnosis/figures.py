@@ -117,5 +117,6 @@ def among_references(
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
     name = MEASURES[advice.measure].replace("λ_rms", "$λ_{rms}$").replace("λ_max", "$λ_{max}$")
     ax.set(xlabel=name, ylabel="gap (share of AdamW's progress\nthat SGD lacks)")
+    ax.set_ylim(bottom=max(ax.get_ylim()[0], -0.5))  # one model's bar would flatten the others
     ax.set_title(f"grey: {textwrap.shorten(model, 40, placeholder='…')}")
     return figure

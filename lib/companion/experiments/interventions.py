@@ -233,7 +233,7 @@ class Interventions(Job):
 
     NAME = "interventions-{model}"
     ADDED = {"refined": False}  # noqa: RUF012  a class attribute of `Job`
-    MADE_OF = (TrainingRun, InterventionRun)
+    MADE_OF = (TrainingRun, InterventionRun, BlockScales)
 
     model: str
     size: str = "small"

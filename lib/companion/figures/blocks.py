@@ -15,6 +15,7 @@ from companion.spectrum_similarity import scaled
 MARKERS = "oDs"
 WIDTH = 0.04  # of the Gaussian in the paper's view, in units of the largest |λ|
 #: what to show of a Transformer or a mixer: the first block, and these of its middle layer
+QUERY_OR_KEY = r"\.(?:q|query|k|key)$"
 KINDS = (
     r"\.(q|query|token_mix\.fc1)$",
     r"\.(v|value|token_mix\.fc2)$",
@@ -25,13 +26,16 @@ KINDS = (
 def numbers_by_block(table: pd.DataFrame, labels: Mapping[str, str], ylabel: str) -> Figure:
     """One or more positive numbers of every block, on a logarithmic axis that panels share.
 
-    ``table``: model, number (position of the block), and a column for each key of ``labels``.
+    ``table``: model, block, number (its position), and a column for each key of ``labels``. Queries
+    and keys are hollow.
     """
     figure, axes, parts = facets(table, "model", 1.7, order=MODEL, sharey=True)
     for ax, part in zip(axes, parts.values(), strict=True):
         for i, (column, label) in enumerate(labels.items()):
             line = {"color": COLORBLIND[(7, 2, 4)[i]], "marker": MARKERS[i], "ms": 3}
             ax.plot(part["number"], part[column], label=label, linewidth=0.5, **line)
+            hollow = part[part["block"].str.contains(QUERY_OR_KEY, regex=True)]
+            ax.plot(hollow["number"], hollow[column], linestyle="none", mfc="white", **line)
         ax.set_yscale("log")
     figure.supxlabel("block, from input to output", fontsize=8)
     figure.supylabel(typeset(ylabel), fontsize=8)
