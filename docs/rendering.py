@@ -1,4 +1,4 @@
-"""What Sphinx does not render by itself: MathML, alternative texts, signs in docstrings."""
+"""What Sphinx does not render by itself: MathML, texts of images, signs in docstrings."""
 
 import re
 
@@ -24,10 +24,11 @@ def formula_block(writer, node: nodes.math_block) -> None:
 
 
 def describe_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Give every image without an alternative text that of the next paragraph, its caption."""
+    """Link every image to its file, and describe it by its caption, the paragraph after it."""
     undescribed: list[nodes.image] = []
     for node in doctree.findall(lambda n: isinstance(n, nodes.image | nodes.paragraph)):
         if isinstance(node, nodes.image):
+            node.setdefault("scale", 100)  # Sphinx links what has a scale
             if not node.get("alt"):
                 undescribed.append(node)
         else:

@@ -115,8 +115,11 @@ def test_links_lead_somewhere(pages, site):
 
 def test_every_figure_of_a_chapter_is_shown_with_an_alternative_text(pages, site):
     for chapter in CHAPTERS:
-        images = pages[site / "notebooks" / f"{chapter.stem}.html"].images
+        page = pages[site / "notebooks" / f"{chapter.stem}.html"]
+        images = page.images
         assert all(len(image.get("alt", "")) > 20 for image in images), chapter.stem
+        # on a phone it is too small to be read until it is opened by itself
+        assert {image["src"] for image in images} <= {*page.links}, chapter.stem
         assert len(images) >= len(figure_names(RESULTS, chapter.stem))
     for path, page in pages.items():
         assert all("alt" in image for image in page.images), path.name
