@@ -153,6 +153,15 @@ def test_verdicts_are_coloured_and_code_that_shows_nothing_is_folded(site):
     assert re.search(r'class="[^"]*download', chapter)
 
 
+def test_lines_break_inside_names_and_not_before_an_error(site):
+    figures = (site / "figures.html").read_text(encoding="utf-8")
+    assert ">hessian_<wbr>images</span>" in figures
+    assert "&lt;wbr&gt;" not in figures
+    claims = (site / "notebooks" / "00_claims.html").read_text(encoding="utf-8")
+    assert re.search(r"<td [^<]*\d\u00a0±\u00a0\d", claims)
+    assert not re.search(r"<td [^<]*\d ± \d", claims)
+
+
 def test_texts_in_the_repository_say_what_the_results_do(tmp_path):
     run("docs/pages.py", tmp_path / "pages")
     for name in ("artifact", "cite", "figures", "reproducibility"):
