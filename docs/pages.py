@@ -70,7 +70,7 @@ def for_reading(notebook: dict, name: str) -> dict:
         for output in cell.get("outputs", []):
             if shown := output.get("data", {}).get("text/html"):
                 linked = re.sub(r'href="(\d\d_\w+)\.ipynb"', r'href="\1.html"', "".join(shown))
-                output["data"]["text/html"] = linked
+                output["data"]["text/html"] = linked.replace(" ± ", "\u00a0±\u00a0")
     if cells:
         title, _, rest = "".join(cells[0]["source"]).partition("\n")
         offer = f"{{download}}`Download this notebook <{name}>` · [Binder]({HOSTED}/{name})"

@@ -1,6 +1,7 @@
-"""What Sphinx does not render by itself: MathML, alternative texts, signs in docstrings."""
+"""What Sphinx does not render by itself: MathML, texts of images, breaks, signs in docstrings."""
 
 import re
+from html import escape
 
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -24,16 +25,26 @@ def formula_block(writer, node: nodes.math_block) -> None:
 
 
 def describe_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None:
-    """Give every image without an alternative text that of the next paragraph, its caption."""
+    """Link every image to its file, and describe it by its caption, the paragraph after it."""
     undescribed: list[nodes.image] = []
     for node in doctree.findall(lambda n: isinstance(n, nodes.image | nodes.paragraph)):
         if isinstance(node, nodes.image):
+            node.setdefault("scale", 100)  # Sphinx links what has a scale
             if not node.get("alt"):
                 undescribed.append(node)
         else:
             for image in undescribed:
                 image["alt"] = node.astext()
             undescribed = []
+
+
+def break_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Let linked names in tables break after an underscore rather than anywhere."""
+    for cell in doctree.findall(nodes.entry):
+        for link in cell.findall(nodes.reference):
+            for text in [t for t in link.findall(nodes.Text) if "_" in t]:
+                name = escape(text).replace("_", "_<wbr>")
+                text.parent.replace(text, nodes.raw("", name, format="html"))
 
 
 def escape_signs(app: Sphinx, what, name, thing, options, lines: list[str]) -> None:
@@ -56,5 +67,6 @@ def setup(app: Sphinx) -> dict:
     app.add_html_math_renderer("mathml", (formula, None), (formula_block, None))
     app.config.html_math_renderer = "mathml"
     app.connect("doctree-resolved", describe_figures)
+    app.connect("doctree-resolved", break_names)
     app.connect("autodoc-process-docstring", escape_signs, priority=100)  # before napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}

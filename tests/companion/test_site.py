@@ -115,8 +115,11 @@ def test_links_lead_somewhere(pages, site):
 
 def test_every_figure_of_a_chapter_is_shown_with_an_alternative_text(pages, site):
     for chapter in CHAPTERS:
-        images = pages[site / "notebooks" / f"{chapter.stem}.html"].images
+        page = pages[site / "notebooks" / f"{chapter.stem}.html"]
+        images = page.images
         assert all(len(image.get("alt", "")) > 20 for image in images), chapter.stem
+        # on a phone it is too small to be read until it is opened by itself
+        assert {image["src"] for image in images} <= {*page.links}, chapter.stem
         assert len(images) >= len(figure_names(RESULTS, chapter.stem))
     for path, page in pages.items():
         assert all("alt" in image for image in page.images), path.name
@@ -148,6 +151,15 @@ def test_verdicts_are_coloured_and_code_that_shows_nothing_is_folded(site):
     chapter = (site / "notebooks" / "04_block_spectra.html").read_text(encoding="utf-8")
     assert '<details class="admonition hide above-input">' in chapter
     assert re.search(r'class="[^"]*download', chapter)
+
+
+def test_lines_break_inside_names_and_not_before_an_error(site):
+    figures = (site / "figures.html").read_text(encoding="utf-8")
+    assert ">hessian_<wbr>images</span>" in figures
+    assert "&lt;wbr&gt;" not in figures
+    claims = (site / "notebooks" / "00_claims.html").read_text(encoding="utf-8")
+    assert re.search(r"<td [^<]*\d\u00a0±\u00a0\d", claims)
+    assert not re.search(r"<td [^<]*\d ± \d", claims)
 
 
 def test_texts_in_the_repository_say_what_the_results_do(tmp_path):
