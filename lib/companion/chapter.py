@@ -55,7 +55,7 @@ class Chapter:
         except ValueError as error:
             raise ParameterError(str(error)) from None
         use_style()
-        pd.set_option("display.float_format", plainly)
+        pd.set_option("display.float_format", plainly, "display.max_colwidth", None)
         self.folder = self.store.path if self._is_preset() else self.store.path / "own"
         if self.store.read_only:  # figures are drawn again: nothing is measured, nothing concluded
             self.folder = build_folder()
@@ -129,7 +129,7 @@ class Chapter:
         text = json.dumps(manifest, indent=1) + "\n"
         write_text(self.folder / "manifests" / f"{self.name}.json", text)
         own = "" if self.folder == self.store.path else ", under own/: not the preset's parameters"
-        counts = f"{len(self.store.used)} results, {figures} figures"
+        counts = f"{len(self.store.used)} results, {figures} figure{'s' * (figures != 1)}"
         return f"{self.name}: {counts}, manifest written{own}"
 
 
