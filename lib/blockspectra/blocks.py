@@ -253,6 +253,11 @@ def _cut(label, parameter, module, parent, by: str, fused: str) -> list[Block]:
     axis = 1 if kind == "Conv1D" or "ConvTranspose" in kind else 0  # of output neurons
     rows, roles = parameter.shape[axis], fused.split()
     size, rest = divmod(rows, max(1, len(roles)))
+    if "by" in roles:
+        raise ValueError(
+            f"{label!r} cannot be cut as {fused!r}: blocks are parts one upon the other. Leave it "
+            f"whole with fused={{{label!r}: ''}}."
+        )
     if rest or len(set(roles)) < len(roles):
         raise ValueError(
             f"{label!r} has {rows} rows, which {fused!r} does not cut into equal parts: "

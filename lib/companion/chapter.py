@@ -6,6 +6,7 @@ does, before anything is computed.
 """
 
 import ast
+import hashlib
 import json
 import math
 import time
@@ -56,7 +57,7 @@ class Chapter:
             raise ParameterError(str(error)) from None
         use_style()
         pd.set_option("display.float_format", plainly, "display.max_colwidth", None)
-        self.folder = self.store.path if self._is_preset() else self.store.path / "own"
+        self.folder = self.store.path if self._is_preset() else self._own_folder()
         if self.store.read_only:  # figures are drawn again: nothing is measured, nothing concluded
             self.folder = build_folder()
         try:  # before the work rather than after it
@@ -76,6 +77,13 @@ class Chapter:
         preset = self.store.path.name
         there = all(preset_file(self.name, name).exists() for name in ("laptop", preset))
         return not there or self.parameters == at_preset(self.name, preset)
+
+    def _own_folder(self) -> Path:
+        """Return a folder for these parameters, so that runs at the same time do not mix."""
+        text = json.dumps(self.parameters, sort_keys=True)
+        return (
+            self.store.path / "own" / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        )
 
     def choose(self, text: str, known: Iterable[str]) -> list[str]:
         """Split a parameter such as ``"vgg, gpt"`` and refuse what is not known."""
@@ -128,8 +136,10 @@ class Chapter:
         }
         text = json.dumps(manifest, indent=1) + "\n"
         write_text(self.folder / "manifests" / f"{self.name}.json", text)
-        own = "" if self.folder == self.store.path else ", under own/: not the preset's parameters"
-        counts = f"{len(self.store.used)} results, {figures} figure{'s' * (figures != 1)}"
+        own = f", under own/{self.folder.name}: not the preset's parameters"
+        own = "" if self.folder == self.store.path else own
+        sizes = {"result": len(self.store.used), "figure": figures}
+        counts = ", ".join(f"{n} {what}{'s' * (n != 1)}" for what, n in sizes.items())
         return f"{self.name}: {counts}, manifest written{own}"
 
 

@@ -7,7 +7,7 @@ Shakespeare's characters: see ``data/README.md`` for what stands in.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
@@ -101,6 +101,16 @@ class Setup:
             "caption": self.caption,
             "name": self.data.name,
         }
+
+
+def captions(several: Iterable[dict[str, str]]) -> str:
+    """Join the captions of several `Setup.about`, models on the same data together."""
+    by_data: dict[str, list[str]] = {}
+    for one in several:
+        title, size, data = one["caption"].split(", ", 2)
+        by_data.setdefault(data, []).append(f"{title} ({size.removesuffix(' parameters')})")
+    text = "; ".join(f"{', '.join(models)} on {data}" for data, models in by_data.items())
+    return text.replace(")", " parameters)", 1)
 
 
 def setup(

@@ -164,6 +164,11 @@ def test_how_a_weight_is_fused_can_be_given_or_told_by_its_module():
     assert names(Attention(fused=True), fused={"qkv": "gate up"}) == ["qkv.gate", "qkv.up"]
 
 
+def test_parts_that_are_interleaved_by_head_are_refused():
+    with pytest.raises(ValueError, match=r"one upon the other.*fused=\{'qkv': ''\}\.$"):
+        partition(Attention(), fused={"qkv": "q k v by head"})
+
+
 @pytest.mark.parametrize("parts", ["q k v x y", "q q k"])
 def test_parts_that_a_weight_cannot_have_are_refused(parts):
     with pytest.raises(ValueError, match=r"^'qkv' has 12 rows, which .*: correct `fused`\.$"):

@@ -81,10 +81,15 @@ def test_a_run_with_parameters_of_ones_own_never_changes_a_verdict(monkeypatch, 
     monkeypatch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path))
     defaults = yaml.safe_load(Path(LAPTOP, "04_block_spectra.yaml").read_text())
     kinds = {name: type(value) for name, value in defaults.items()}
-    for values, folder in ((defaults, "laptop"), (defaults | {"model": "gpt"}, "laptop/own")):
+    folders = []
+    for values in (defaults, defaults | {"model": "gpt"}, defaults | {"model": "vgg"}):
         run = Chapter("04_block_spectra", {"__annotations__": kinds, **values})
         run.conclude("C3", [Criterion("it", 1, 0, 0)], "")
-        assert (tmp_path / folder / "claims" / "C3.json").exists()
+        assert (run.folder / "claims" / "C3.json").exists()
+        folders.append(run.folder)
+    assert folders[0] == tmp_path / "laptop"
+    assert [folder.parent for folder in folders[1:]] == [tmp_path / "laptop" / "own"] * 2
+    assert folders[1] != folders[2]  # or two runs at once would mix their files
 
 
 @pytest.mark.parametrize(
@@ -278,7 +283,7 @@ def test_finish_writes_a_manifest_with_parameters_and_the_hashes_of_everything(t
     run.figure("table", plt.figure(), table, "Nothing.")
     run.conclude("C4", [Criterion("it", 1, 0, 0)], "")
     message = run.finish()
-    assert message == "05_block_heterogeneity: 1 results, 1 figures, manifest written"
+    assert message == "05_block_heterogeneity: 1 result, 1 figure, manifest written"
     folder = tmp_path / "smoke"
     path = folder / "manifests" / "05_block_heterogeneity.json"
     manifest = json.loads(path.read_text())

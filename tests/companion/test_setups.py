@@ -11,7 +11,7 @@ import torch
 
 from blockspectra import block_spectra, partition
 from companion.models import gpt, vgg
-from companion.setups import ARCHITECTURES, REDUCED, load, setup
+from companion.setups import ARCHITECTURES, REDUCED, captions, load, setup
 
 FAMILIES = {
     "vgg": "CNN",
@@ -118,6 +118,12 @@ def test_the_caption_names_model_size_data_and_what_the_data_stand_for():
     caption = setup("vgg", "tiny", samples=2).caption
     assert caption.startswith("VGG, 1,778 parameters, photographs")
     assert caption.endswith("standing in for ImageNet")
+
+
+def test_captions_name_models_on_the_same_data_together():
+    about = [f"A, 1,000 parameters, {data}" for data in ("x, train", "y", "x, train")]
+    joined = captions([{"caption": text} for text in about])
+    assert joined == "A (1,000 parameters), A (1,000) on x, train; A (1,000) on y"
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def papermill(folder, target):
 def test_measures_a_target_of_the_working_folder(folder):
     result = papermill(folder, "mine_to_measure:make_problem")
     assert result.returncode == 0, result.stderr
-    own = folder / "store" / "smoke" / "own"  # never what the preset's run leaves
+    (own,) = (folder / "store" / "smoke" / "own").iterdir()  # never what the preset's run leaves
     content = json.loads((own / "diagnosis" / "diagnosis.json").read_text(encoding="utf-8"))
     assert [(row["block"], row["size"]) for row in content["blocks"]] == [("0", 12), ("2", 6)]
     assert (own / "diagnosis" / "diagnosis.html").exists()
