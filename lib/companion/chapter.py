@@ -81,9 +81,8 @@ class Chapter:
     def _own_folder(self) -> Path:
         """Return a folder for these parameters, so that runs at the same time do not mix."""
         text = json.dumps(self.parameters, sort_keys=True)
-        return (
-            self.store.path / "own" / f"{self.name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-        )
+        key = hashlib.sha256(text.encode()).hexdigest()[:8]
+        return self.store.path / "own" / f"{self.name}-{key}"
 
     def choose(self, text: str, known: Iterable[str]) -> list[str]:
         """Split a parameter such as ``"vgg, gpt"`` and refuse what is not known."""

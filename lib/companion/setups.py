@@ -108,9 +108,9 @@ def captions(several: Iterable[dict[str, str]]) -> str:
     by_data: dict[str, list[str]] = {}
     for one in several:
         title, size, data = one["caption"].split(", ", 2)
-        by_data.setdefault(data, []).append(f"{title} ({size.removesuffix(' parameters')})")
-    text = "; ".join(f"{', '.join(models)} on {data}" for data, models in by_data.items())
-    return text.replace(")", " parameters)", 1)
+        size = size.removesuffix(" parameters") if by_data else size  # said once
+        by_data.setdefault(data, []).append(f"{title} ({size})")
+    return "; ".join(f"{', '.join(models)} on {data}" for data, models in by_data.items())
 
 
 def setup(

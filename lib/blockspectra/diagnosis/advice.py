@@ -59,6 +59,8 @@ def advise(
     own = heterogeneity.loc[measure, ["value", "standard_error"]]
     side = Criterion(measure, *own, limit)
     above, name = values[measure] > limit, MEASURES[measure]
+    high = own["value"] > limit
+    alike = above == high  # reference models on this side of the threshold
     beat = (
         f"{needed}, by two errors, would" if needed <= count else "no number of so few models would"
     )
@@ -75,12 +77,11 @@ def advise(
         )
     elif not obstacles:
         word = ADAM if side.holds else SGD
-    where = above if own["value"] > limit else ~above
     reasons.append(
-        f"The {name} is {own['value']:.2g}, {'above' if own['value'] > limit else 'below'} the "
+        f"The {name} is {own['value']:.2g}, {'above' if high else 'below'} the "
         f"{limit:.2g} that divides the reference models best: on this side SGD fell behind on "
-        f"{(behind & where).sum()} of {where.sum()}, on the other on "
-        f"{(behind & ~where).sum()} of {(~where).sum()}. Errors are over probes: another "
+        f"{(behind & alike).sum()} of {alike.sum()}, on the other on "
+        f"{(behind & ~alike).sum()} of {(~alike).sum()}. Errors are over probes: another "
         f"initialisation moves it more."
     )
     evidence = (

@@ -12,13 +12,12 @@ import pandas as pd
 
 TABLE = Path(__file__).parent / "references.csv"
 JS0 = "js, signed-log"
-SPREAD = "spread over blocks of "
 #: what is known of the reference models, of `heterogeneity`: in words, with the unit
 MEASURES = {
     "sum, raw": "JS⁰ (un-normalised sum)",
     JS0: "JS⁰ (nats)",
-    "std log10 RMS": f"{SPREAD}λ_rms (decades)",
-    "std log10 λ_max": f"{SPREAD}λ_max (decades)",
+    "std log10 RMS": "spread over blocks of λ_rms (decades)",
+    "std log10 λ_max": "spread over blocks of λ_max (decades)",
 }
 SETTINGS = ("steps", "probes", "samples", "seeds")
 
