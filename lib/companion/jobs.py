@@ -61,7 +61,7 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
     "09_pretrained_gpt2": [pretraining.pretrainings, pretraining.spectra, pretraining.tunings],
     "10_quadratics": [quadratic_runs.jobs],
     "11_theory": [quadratic_runs.families],
-    "20_what_adam_sees": [preconditioned_spectra.jobs],
+    "20_what_adam_sees": [preconditioned_spectra.jobs, spectra_during_training.along_training],
     "21_interventions": [interventions.jobs, interventions.scales],
     "22_predictors": [predictors.comparisons, initial_spectra.jobs, predictors.statistics],
 }

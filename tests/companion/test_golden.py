@@ -41,7 +41,11 @@ from companion.experiments.pretraining import (
     Pretraining,
 )
 from companion.experiments.quadratic_runs import Case, Family, QuadraticCounts, QuadraticCurves
-from companion.experiments.spectra_during_training import SpectraDuringTraining
+from companion.experiments.spectra_during_training import (
+    BlockSpectraDuringTraining,
+    SpectraDuringTraining,
+    spread_by_stage,
+)
 from companion.pretrained.nano_gpt import NanoGPT
 from companion.rate_search import gap
 from companion.store import Job, Store
@@ -125,6 +129,20 @@ JOBS: dict[Job, tuple] = {
     ): (
         "training",
         lambda s: {"last loss": s.meta["training_loss"][-1], "largest": s.largest[-1]},
+    ),
+    BlockSpectraDuringTraining(
+        *("gpt", "adamw", 0.003, "tiny"),
+        training=10,
+        batch=8,
+        samples=80,
+        shares=(0.0, 1.0),
+        hessian=4,
+        steps=4,
+    ): (
+        "training",
+        lambda s: {
+            f"{row.stage}, {row.coordinates}": row.spread for row in spread_by_stage(s).itertuples()
+        },
     ),
     GradientStatistics("gpt", "tiny", batch=8, gradients=4): (
         "spectra",
