@@ -88,5 +88,8 @@ ESTIMATES = sorted((RESULTS / "full").glob("estimates-*.csv"))
 @pytest.mark.parametrize("path", ESTIMATES, ids=lambda path: path.stem)
 def test_largest_eigenvalue_and_trace_agree_with_those_estimated_anew(path):
     found = disagreement(pd.read_csv(path))
-    assert found["beyond"].max() < 1e-3
+    assert found["above"].max() < 1e-3
+    # 0.02 decades, by which no spread over blocks is told from another; chosen when the mixer's
+    # 2 % were known, where a bound by the residuals had failed: they do not bound a shortfall
+    assert found["largest"].max() < 0.05
     assert found["trace"].abs().max() < 4
