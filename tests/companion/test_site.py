@@ -125,6 +125,14 @@ def test_every_figure_of_a_chapter_is_shown_with_an_alternative_text(pages, site
         assert all("alt" in image for image in page.images), path.name
 
 
+def test_a_link_to_a_figure_opens_it_and_a_link_to_its_data_saves_it(site):
+    links = re.findall(r"<a [^>]*>", (site / "figures.html").read_text(encoding="utf-8"))
+    for ending, saved in ((".png", False), (".csv", True)):
+        chosen = [link for link in links if f'{ending}"' in link]
+        assert chosen
+        assert all((" download=" in link) is saved for link in chosen)
+
+
 def test_nothing_is_loaded_from_another_host(pages, site):
     loaded = {src for page in pages.values() for src in page.loaded}
     assert loaded
