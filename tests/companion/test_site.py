@@ -223,7 +223,9 @@ class TestPagesOfARun:
         assert re.search(r"\| \[C3\].*>not run</span> \| – \| <span.*>supported</span>", home)
         assert re.search(r"\| \[C1\].*>not measured</span>", home)
         assert "In short:" not in home  # that is said of the committed results
-        assert "| this run | ratio &lt;script&gt; | 3.00 ± 0.10 | ≥ 2 | holds |" in texts["artifact"]
+        assert (
+            "| this run | ratio &lt;script&gt; | 3.00 ± 0.10 | ≥ 2 | holds |" in texts["artifact"]
+        )
         assert "Where \\|λ\\| &lt;b&gt; &amp; σ is small" in texts["figures"]
         assert (
             "| [04_block_spectra](notebooks/04_block_spectra.ipynb) | 1.5 | 7 |"
