@@ -58,7 +58,7 @@ def drawings(
             "divergences",
             divergence_map(divergences),
             pairs,
-            f"{short(divergences.mean().idxmax())} differs most from the other blocks of {model}. "
+            f"Block {short(divergences.mean().idxmax())} differs most from the others of {model}. "
             "Pairwise Jensen–Shannon divergence between the spectra of blocks, at most ln 2 = 0.69 "
             f"nats; the mean is JS⁰ = {js0}. The colour scale is the model's own.",
         ),
