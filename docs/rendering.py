@@ -1,11 +1,13 @@
-"""What Sphinx does not render by itself: MathML, texts of images, breaks, signs in docstrings."""
+"""What Sphinx does not render by itself: MathML, images and links to them, breaks, signs."""
 
 import re
 from html import escape
 
 from docutils import nodes
 from latex2mathml.converter import convert
+from sphinx.addnodes import download_reference
 from sphinx.application import Sphinx
+from sphinx.util.osutil import relative_uri
 
 _SIGN = re.compile(r"(?<!\\)\||(?<![\w*\\])\*(?=\w+[),])")
 _CODE = re.compile(r"(:\w+:`[^`]*`|``.+?``|`[^`]*`)")
@@ -38,6 +40,15 @@ def describe_figures(app: Sphinx, doctree: nodes.document, docname: str) -> None
             undescribed = []
 
 
+def open_images(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """Let a link to an image open it, where MyST would have it downloaded as any other file."""
+    place = relative_uri(app.builder.get_target_uri(docname), "_downloads")
+    for node in list(doctree.findall(download_reference)):
+        if node.get("filename", "").endswith(".png"):
+            target = f"{place}/{node['filename']}"
+            node.replace_self(nodes.reference("", "", *node.children, refuri=target))
+
+
 def break_names(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Let linked names in tables break after an underscore rather than anywhere."""
     for cell in doctree.findall(nodes.entry):
@@ -67,6 +78,7 @@ def setup(app: Sphinx) -> dict:
     app.add_html_math_renderer("mathml", (formula, None), (formula_block, None))
     app.config.html_math_renderer = "mathml"
     app.connect("doctree-resolved", describe_figures)
+    app.connect("doctree-resolved", open_images)
     app.connect("doctree-resolved", break_names)
     app.connect("autodoc-process-docstring", escape_signs, priority=100)  # before napoleon
     return {"parallel_read_safe": True, "parallel_write_safe": True}

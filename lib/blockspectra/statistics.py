@@ -27,13 +27,13 @@ class ValueWithError(NamedTuple):
 
 
 def with_error(value: float, error: float) -> str:
-    """Write a number to the first digit of its error, as in 34 ± 20 or 1.070 ± 0.003."""
+    """Write a number to the second digit of its error, as in 34 ± 17 or 0.394 ± 0.061."""
     if not (math.isfinite(error) and error > 0):
         return f"{value:.3g}"
-    error = float(f"{error:.0e}")
-    decimals = -math.floor(math.log10(error))
-    if decimals > 6:
-        return f"{value:.3g} ± {error:.0e}"
+    error = float(f"{error:.1e}")
+    decimals = 1 - math.floor(math.log10(error))
+    if decimals > 7:
+        return f"{value:.3g} ± {error:.1e}"
     return f"{value:.{max(decimals, 0)}f} ± {error:.{max(decimals, 0)}f}"
 
 

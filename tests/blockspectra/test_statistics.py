@@ -124,12 +124,14 @@ def test_what_cannot_be_correlated_is_refused(call, sentence):
     ("value", "error", "text"),
     [
         (34.1, 19.6, "34 ± 20"),
-        (1.0704, 0.0003, "1.0704 ± 0.0003"),
-        (0.00557, 0.00096, "0.006 ± 0.001"),
+        (394.0, 130.0, "394 ± 130"),
+        (0.8595, 0.0961, "0.860 ± 0.096"),
+        (1.0704, 0.0003, "1.07040 ± 0.00030"),
+        (0.00557, 0.00096, "0.00557 ± 0.00096"),
         (131072.0, 0.0, "1.31e+05"),
         (0.5, float("nan"), "0.5"),
-        (3e-9, 2e-10, "3e-09 ± 2e-10"),
+        (3e-9, 2e-10, "3e-09 ± 2.0e-10"),
     ],
 )
-def test_a_number_is_written_to_the_first_digit_of_its_error(value, error, text):
+def test_a_number_is_written_to_the_second_digit_of_its_error(value, error, text):
     assert with_error(value, error) == text

@@ -83,9 +83,9 @@ def test_robust_counts_the_variations_under_which_the_claim_holds():
 @pytest.mark.parametrize(
     ("criterion", "text"),
     [
-        (YES, "yes: 3.0 ± 0.1 (≥ 1: holds)"),
-        (NO, "no: 3.0 ± 0.1 (≤ 1: fails)"),
-        (OPEN, "open: 1.1 ± 0.1 (≥ 1: undecided)"),
+        (YES, "yes: 3.00 ± 0.10 (≥ 1: holds)"),
+        (NO, "no: 3.00 ± 0.10 (≤ 1: fails)"),
+        (OPEN, "open: 1.10 ± 0.10 (≥ 1: undecided)"),
         (Criterion("count", 4, 0, 3), "count: 4 (≥ 3: holds)"),
         (Criterion("none", math.nan, 0, 1), "none: nan (≥ 1: undecided)"),
     ],

@@ -19,10 +19,10 @@ from companion.experiments.interventions import (
     InterventionRun,
     Interventions,
     Scaled,
+    by_parameter,
     closed,
-    coordinates,
-    factors,
-    spread,
+    coordinate_factors,
+    fixed_factors,
 )
 from companion.experiments.optimizer_comparison import TrainingRun
 from companion.setups import setup
@@ -69,7 +69,7 @@ def test_factors_are_rates_of_the_blocks_as_by_parameter_groups():
     blocks = partition(model, vectors=True)
     rates = np.geomspace(0.1, 3, len(blocks))
     expected = by_hand(setup("vgg", "tiny", samples=40).problem.model, rates, 6, 0.05)
-    fixed = spread(blocks, rates)
+    fixed = by_parameter(blocks, rates)
     optimizer = Scaled(list(fixed), lambda: list(fixed.values()))
     source = datasets.stream(made.data, 8, 0)
     train(model, setup_loss, source, optimizer, 0.05, steps=6)
@@ -81,17 +81,17 @@ def test_parts_of_a_fused_weight_have_rates_of_their_own():
     model = setup("gpt", "tiny", samples=2).problem.model
     blocks = partition(model, vectors=True)
     names = [block.name for block in blocks]
-    tensors = spread(blocks, range(len(blocks)))
+    tensors = by_parameter(blocks, range(len(blocks)))
     fused = tensors[model.h[0].attn.c_attn.weight]
     for part, name in zip(fused.chunk(3), "qkv", strict=True):
         assert (part == names.index(f"h.0.attn.c_attn.{name}")).all()
     assert len(tensors) == len(list(model.parameters()))
-    entries = spread(blocks, [torch.arange(b.size, dtype=torch.float64) for b in blocks])
+    entries = by_parameter(blocks, [torch.arange(b.size, dtype=torch.float64) for b in blocks])
     assert (entries[model.wpe.weight].flatten() == torch.arange(model.wpe.weight.numel())).all()
 
 
 def test_relative_rates_follow_their_rule_and_keep_the_stiffest_block():
-    found = {arm: factors(TABLE, arm, seed=3) for arm in OURS}
+    found = {arm: fixed_factors(TABLE, arm, seed=3) for arm in OURS}
     assert found["gradient"][:3] == pytest.approx(2 * np.array([0.5, 1, 2]))
     assert found["sharpness-half"][:3] == pytest.approx([1, 2, 8**0.5])
     for values in found.values():
@@ -102,7 +102,7 @@ def test_relative_rates_follow_their_rule_and_keep_the_stiffest_block():
     dealt = found["shuffled"] / found["shuffled"].min()
     assert sorted(dealt) == pytest.approx(sorted(unit))
     assert dealt.tolist() != pytest.approx(unit.tolist())
-    assert (factors(TABLE, "shuffled", 2) != found["shuffled"]).any()
+    assert (fixed_factors(TABLE, "shuffled", 2) != found["shuffled"]).any()
 
 
 def test_sizes_of_blocks_are_those_of_gradients_and_of_the_dense_hessian(store):
@@ -160,7 +160,7 @@ def test_controls_of_followed_factors():
 def test_coordinates_have_the_inverse_of_their_own_gradient_and_blocks_keep_their_unit():
     squares = [torch.tensor([1.0, 4.0, 16.0]).double(), torch.tensor([0.0, 1.0]).double()]
     means = np.array([s.mean().item() for s in squares])
-    found = coordinates(squares, 3 / np.sqrt(means))
+    found = coordinate_factors(squares, 3 / np.sqrt(means))
     assert found[0].tolist() == pytest.approx([3, 1.5, 0.75])
     assert found[1].tolist() == pytest.approx([3 * 100, 3])  # 100 times the median, which is 1
 

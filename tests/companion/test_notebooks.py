@@ -221,7 +221,7 @@ class TestReport:
         text = claims_text(results)
         assert "reproduced: not run; robust: –; rerun: supported" in text
         assert "reproduced: not measured; robust: –; rerun: not measured" in text
-        assert "measured: ratio <script>: 3.0 ± 0.1 (≥ 2: holds)" in text
+        assert "measured: ratio <script>: 3.00 ± 0.10 (≥ 2: holds)" in text
         assert max(map(len, text.splitlines())) < 110
 
     def test_keep_takes_what_manifests_name_and_removes_what_is_stale(self, results, tmp_path):

@@ -125,6 +125,14 @@ def test_every_figure_of_a_chapter_is_shown_with_an_alternative_text(pages, site
         assert all("alt" in image for image in page.images), path.name
 
 
+def test_a_link_to_a_figure_opens_it_and_a_link_to_its_data_saves_it(site):
+    links = re.findall(r"<a [^>]*>", (site / "figures.html").read_text(encoding="utf-8"))
+    for ending, saved in ((".png", False), (".csv", True)):
+        chosen = [link for link in links if f'{ending}"' in link]
+        assert chosen
+        assert all((" download=" in link) is saved for link in chosen)
+
+
 def test_nothing_is_loaded_from_another_host(pages, site):
     loaded = {src for page in pages.values() for src in page.loaded}
     assert loaded
@@ -215,7 +223,9 @@ class TestPagesOfARun:
         assert re.search(r"\| \[C3\].*>not run</span> \| – \| <span.*>supported</span>", home)
         assert re.search(r"\| \[C1\].*>not measured</span>", home)
         assert "In short:" not in home  # that is said of the committed results
-        assert "| this run | ratio &lt;script&gt; | 3.0 ± 0.1 | ≥ 2 | holds |" in texts["artifact"]
+        assert (
+            "| this run | ratio &lt;script&gt; | 3.00 ± 0.10 | ≥ 2 | holds |" in texts["artifact"]
+        )
         assert "Where \\|λ\\| &lt;b&gt; &amp; σ is small" in texts["figures"]
         assert (
             "| [04_block_spectra](notebooks/04_block_spectra.ipynb) | 1.5 | 7 |"

@@ -58,8 +58,9 @@ def drawings(
             "divergences",
             divergence_map(divergences),
             pairs,
-            f"Pairwise Jensen–Shannon divergence between the spectra of the blocks of {model}: "
-            f"from 0 (alike) to ln 2 = 0.69 nats; their mean is JS⁰ = {js0}.",
+            f"Block {short(divergences.mean().idxmax())} differs most from the others of {model}. "
+            "Pairwise Jensen–Shannon divergence between the spectra of blocks, at most ln 2 = 0.69 "
+            f"nats; the mean is JS⁰ = {js0}. The colour scale is the model's own.",
         ),
         Drawing(
             "among_references",
@@ -74,12 +75,13 @@ def drawings(
 
 
 def divergence_map(matrix: pd.DataFrame) -> Figure:
-    """Heat-map of the divergences between the blocks of one model, on the scale of all others."""
+    """Heat-map of the divergences between the blocks of one model, over the decades they fill."""
+    values = matrix.to_numpy()[~np.eye(len(matrix), dtype=bool)]
+    top = max(values.max(), 1e-6)  # blocks may be quite alike
+    norm = LogNorm(np.clip(np.quantile(values, 0.1), top / 1e4, top / 10), top)
     height = float(np.clip(0.4 + 0.13 * len(matrix), 1.8, PAGE * 2 / 3))
     figure, ax = plt.subplots(figsize=(PAGE * 2 / 3, height))
-    image = ax.imshow(
-        matrix.clip(1e-4), cmap="rocket_r", norm=LogNorm(1e-4, np.log(2)), interpolation="nearest"
-    )
+    image = ax.imshow(matrix.clip(norm.vmin), cmap="rocket_r", norm=norm, interpolation="nearest")
     ticks = range(0, len(matrix), -(-len(matrix) // NAMED))
     ax.set_yticks(ticks, [short(matrix.index[i]) for i in ticks], fontsize=6)
     ax.set_xticks([])
@@ -96,7 +98,7 @@ def among_references(
     ``table``: the rows of one measure of `references`. Bars are two standard errors.
     """
     figure, ax = plt.subplots(figsize=(COLUMN, 2.6))
-    for (base, part), marker in zip(table.groupby("base", sort=False), "osD^vPX", strict=False):
+    for (base, part), marker in zip(table.groupby("base", sort=False), "os^DvP", strict=False):
         ax.errorbar(
             part["value"],
             part["gap"],

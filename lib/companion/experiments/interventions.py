@@ -1,8 +1,17 @@
-r"""What closes the gap between SGD and AdamW: arms of SGD with momentum and a rate for each block.
+r"""What closes the gap between SGD and AdamW: SGD with momentum and a rate for each block.
 
-A gradient that is multiplied by :math:`s_b` before it enters the momentum is a learning rate
-:math:`η s_b` for block b. The factors are fixed at initialisation, by gradients or by curvature, or
-follow the gradients as Adam-mini does (arXiv 2406.16793), or are one a coordinate.
+An *arm* is one way to train; `ARMS` lists them. Between plain SGD and AdamW, which chapter 06
+compares (`optimizer_comparison`), stand arms that multiply the gradient of block b by a factor
+:math:`s_b` before it enters the momentum, which is a learning rate :math:`η s_b` for that block.
+The factors are fixed at initialisation, by gradients or by curvature, or follow the gradients as
+Adam-mini does (arXiv 2406.16793), or are one a coordinate.
+
+From top to bottom: `BlockScales` measures gradient and curvature of each block before training;
+`fixed_factors`, `coordinate_factors` and `Followed` make factors of them; `Scaled` is SGD that
+multiplies by factors; `InterventionRun` trains one arm at one rate; `Interventions` searches the
+best rate of every arm by `optimizer_comparison.compare`, as for SGD and AdamW, and runs fresh seeds
+at it; `closed` says which share of the gap each arm closes; `jobs` and `scales` are what chapter 21
+declares.
 """
 
 from collections.abc import Callable, Sequence
@@ -91,7 +100,7 @@ class BlockScales(Job):
         )
 
 
-def factors(table: pd.DataFrame, arm: str, seed: int = 0) -> np.ndarray:
+def fixed_factors(table: pd.DataFrame, arm: str, seed: int = 0) -> np.ndarray:
     """Relative rates of the blocks of a table of `BlockScales`, (block,) float64.
 
     Each is at most `MOST_FACTOR` times their median. They are scaled so that the largest product
@@ -109,29 +118,21 @@ def factors(table: pd.DataFrame, arm: str, seed: int = 0) -> np.ndarray:
     return found * sharpness.max() / (found * sharpness).max()
 
 
-@dataclass(frozen=True)
-class Scaled:
-    """SGD with momentum whose gradients are multiplied by factors, in place, before each step.
+def coordinate_factors(squares: Sequence[Tensor], found: np.ndarray) -> list[Tensor]:
+    """Factors ∝ 1/√(mean squared gradient) of each entry, around those of the blocks.
 
-    ``factors`` is called before each step and returns a tensor for each of ``parameters``.
+    At most `MOST_FACTOR` times their median. Entry i of block b has the factor of b times
+    √(mean square of b / mean square of i).
     """
-
-    parameters: Sequence[nn.Parameter]
-    factors: Callable[[], Sequence[Tensor]]
-
-    def at_rate_one(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-        """Make PyTorch's optimizer, whose step `train` scales by the rate."""
-        stepper = OPTIMIZERS["momentum"].at_rate_one(parameters)
-
-        def multiply(*_):
-            for parameter, factor in zip(self.parameters, self.factors(), strict=True):
-                parameter.grad.mul_(factor)
-
-        stepper.register_step_pre_hook(multiply)
-        return stepper
+    inverse = [1 / square.sqrt() for square in squares]
+    most = MOST_FACTOR * torch.cat(inverse).median()
+    unit = np.median(found * [square.mean().sqrt().item() for square in squares])
+    return [(unit * one.clamp(max=most)).float() for one in inverse]
 
 
-def spread(blocks: Sequence[Block], values: Sequence[float | Tensor]) -> dict[nn.Parameter, Tensor]:
+def by_parameter(
+    blocks: Sequence[Block], values: Sequence[float | Tensor]
+) -> dict[nn.Parameter, Tensor]:
     """Write a number, or one an entry, of each block into tensors like the parameters."""
     tensors = {p: torch.ones_like(p) for block in blocks for p in block.parameters}
     for block, value in zip(blocks, values, strict=True):
@@ -176,7 +177,29 @@ class Followed:
         inverse = (1 / size).clamp(max=MOST_FACTOR * (1 / size).median())
         if self.unit is None:  # the median block starts with its factor
             self.unit = (self.first.median() / inverse.median()).item()
-        return list(spread(self.blocks, self.unit * inverse[self.order]).values())
+        return list(by_parameter(self.blocks, self.unit * inverse[self.order]).values())
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """SGD with momentum whose gradients are multiplied by factors, in place, before each step.
+
+    ``factors`` is called before each step and returns a tensor for each of ``parameters``.
+    """
+
+    parameters: Sequence[nn.Parameter]
+    factors: Callable[[], Sequence[Tensor]]
+
+    def at_rate_one(self, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+        """Make PyTorch's optimizer, whose step `train` scales by the rate."""
+        stepper = OPTIMIZERS["momentum"].at_rate_one(parameters)
+
+        def multiply(*_):
+            for parameter, factor in zip(self.parameters, self.factors(), strict=True):
+                parameter.grad.mul_(factor)
+
+        stepper.register_step_pre_hook(multiply)
+        return stepper
 
 
 @dataclass(frozen=True)
@@ -197,7 +220,7 @@ class InterventionRun(TrainingRun):
         """Return SGD with the arm's factors."""
         job = self.scales()
         blocks = partition(made.problem.model, vectors=True)
-        found = factors(store.get(job), self.optimizer, self.seed)
+        found = fixed_factors(store.get(job), self.optimizer, self.seed)
         if self.optimizer.startswith("followed"):
             order = np.random.default_rng(self.seed).permutation(len(blocks))
             shuffled = order if self.optimizer == "followed-shuffled" else None
@@ -207,21 +230,9 @@ class InterventionRun(TrainingRun):
             problem = job.problem()
             others = partition(problem.model, vectors=True)
             squares = mean_squares(problem, others)
-            found = coordinates([squares[block.name] for block in blocks], found)
-        fixed = spread(blocks, found)
+            found = coordinate_factors([squares[block.name] for block in blocks], found)
+        fixed = by_parameter(blocks, found)
         return Scaled(list(fixed), lambda: list(fixed.values()))
-
-
-def coordinates(squares: Sequence[Tensor], found: np.ndarray) -> list[Tensor]:
-    """Factors ∝ 1/√(mean squared gradient) of each entry, around those of the blocks.
-
-    At most `MOST_FACTOR` times their median. Entry i of block b has the factor of b times
-    √(mean square of b / mean square of i).
-    """
-    inverse = [1 / square.sqrt() for square in squares]
-    most = MOST_FACTOR * torch.cat(inverse).median()
-    unit = np.median(found * [square.mean().sqrt().item() for square in squares])
-    return [(unit * one.clamp(max=most)).float() for one in inverse]
 
 
 @dataclass(frozen=True)

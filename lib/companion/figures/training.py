@@ -39,13 +39,15 @@ def gap_along_training(table: pd.DataFrame, on_par: float, clearly_worse: float)
     """Gap against step, a panel a model: median over seeds, with a band from least to largest.
 
     ``table``: panel, seed, step, gap (share of AdamW's progress). The thresholds are drawn as
-    lines, dotted and dashed.
+    lines, dotted and dashed. The axis spans the medians: a spike of one seed is cut.
     """
+    medians = table.groupby(["panel", "step"])["gap"].median()
     figure, axes, parts = _thirds(table, 1.5, order=MODEL, sharex=True, sharey=True)
     for ax, (panel, part) in zip(axes, parts.items(), strict=True):
         median_and_range(ax, part.set_index("step")["gap"], 0.25, color=MODEL[panel])
         for height, style in ((0, "-"), (on_par, ":"), (clearly_worse, "--")):
             ax.axhline(height, color="0.4", linewidth=0.8, linestyle=style)
+        ax.set_ylim(min(medians.min(), 0) - 0.1, max(medians.max(), clearly_worse) + 0.1)
     figure.supxlabel("step", fontsize=8)
     figure.supylabel("gap (share of AdamW's progress)", fontsize=8)
     return figure
