@@ -115,7 +115,7 @@ class Chapter:
         if not self.store.read_only:
             path = finding.save(self.folder)
             self.wrote[f"claims/{path.name}"] = digest(path)
-        print(f"{claim}: reproduced at full size: {finding.reproduced}", end="; ")
+        print(f"{claim}: reproduced at preset full: {finding.reproduced}", end="; ")
         print(f"robust: {finding.robust}; rerun: {finding.rerun}")
         return finding
 
