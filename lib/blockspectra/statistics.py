@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -95,61 +95,18 @@ def bootstrap(
 
 
 class RankCorrelation(NamedTuple):
-    """Spearman's ρ and how sure it is; all nan where one of the numbers does not vary."""
+    """Spearman's ρ; nan where one of the numbers does not vary."""
 
     value: float
-    noise: float  #: standard deviation under the errors of the measurements alone
-    error: float  #: the same when the models are drawn anew too: would other models agree?
-    low: float  #: 90 % interval of the second kind
-    high: float
 
 
-def rank_correlation(
-    x: Sequence[ValueWithError], y: Sequence[ValueWithError], *, draws: int = 4000, seed: int = 0
-) -> RankCorrelation:
-    """Spearman's rank correlation of estimates, with bootstrap errors; one a model, 3 or more.
+def rank_correlation(x: Sequence[ValueWithError], y: Sequence[ValueWithError]) -> RankCorrelation:
+    """Spearman's rank correlation of estimates, one a model; errors do not enter."""
+    from scipy.stats import spearmanr  # slow to import
 
-    Two questions have two errors. Is the order of *these* models known? Each number is drawn from a
-    normal of its mean and standard error (nan counts as 0). Would *other* models show it? The
-    models are drawn with replacement too; draws in which a quantity does not vary are left out.
-    """
-    if not len(x) == len(y) >= 3:
-        raise ValueError(f"Give both numbers of three or more models, not {len(x)} and {len(y)}.")
-    rng = np.random.Generator(np.random.PCG64(seed))
-    pairs = np.nan_to_num(np.array([x, y], dtype=float))  # (2, model, mean and error)
-    noisy = rng.normal(pairs[..., 0], pairs[..., 1], (draws, *pairs.shape[:2]))
-    models = rng.integers(0, len(x), (draws, 1, len(x)))
-    drawn = _spearman(np.take_along_axis(noisy, models, axis=2))
-    drawn = drawn[np.isfinite(drawn)]
-    value = float(_spearman(pairs[None, :, :, 0])[0])
-    if np.isnan(value) or not len(drawn):
-        return RankCorrelation(*[float("nan")] * 5)
-    low, high = np.quantile(drawn, [0.05, 0.95])
-    noise = np.nanstd(_spearman(noisy))
-    return RankCorrelation(value, *map(float, (noise, drawn.std(), low, high)))
-
-
-def critical_value(models: int) -> float:
-    """Smallest ρ that unrelated numbers reach in at most 1 of 20 orders, one-sided.
-
-    For 3 to 8 models: all orders are enumerated.
-    """
-    if not 3 <= models <= 8:
-        raise ValueError(f"Give 3 to 8 models, not {models}: all orders are enumerated.")
-    differences = np.array(list(permutations(range(models)))) - np.arange(models)
-    values = (1 - 6 * (differences**2).sum(1) / (models**3 - models)).round(9)
-    possible = [v for v in np.unique(values) if (values >= v).mean() <= 0.05]
-    return float(min(possible, default=np.inf))
-
-
-def _spearman(pairs: np.ndarray) -> np.ndarray:
-    """ρ of each draw of (draw, 2, model); nan where one of the two does not vary."""
-    from scipy.stats import rankdata  # slow to import
-
-    ranks = rankdata(pairs, axis=-1)
-    ranks = ranks - ranks.mean(-1, keepdims=True)
-    length = (ranks**2).sum(-1).prod(-1) ** 0.5
-    return ranks.prod(1).sum(-1) / np.where(length > 0, length, np.nan)
+    values = [[value for value, _ in one] for one in (x, y)]
+    with warnings.catch_warnings(action="ignore"):  # of numbers that do not vary
+        return RankCorrelation(float(spearmanr(*values).statistic))
 
 
 @dataclass(frozen=True)
