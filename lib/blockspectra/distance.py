@@ -52,7 +52,6 @@ def binned_density(
     sigma: float | None = None,
     scale: float | None = None,
     zeros: bool = True,
-    **unknown: object,  # told by a sentence, whichever function passed it on
 ) -> BinnedDensity:
     """Put all spectra on one grid.
 
@@ -87,10 +86,6 @@ def binned_density(
     large as from exact eigenvalues. Chapter 02 measures this bias for several c and axes; c = 1e-3
     with σ = 0.4 decades is the finest that 30 steps get right. No verdict enters the choice.
     """
-    if unknown:
-        raise TypeError(
-            f"Unknown setting {next(iter(unknown))!r}: choose one of axis, sigma, scale, zeros."
-        )
     if axis not in AXES:
         raise ValueError(f"Unknown axis {axis!r}: choose one of {', '.join(AXES)}.")
     sigma = SIGMA[axis] if sigma is None else sigma

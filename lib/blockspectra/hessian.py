@@ -29,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blockspectra.blocks import Block, parameters_of, whole
+from blockspectra.blocks import Block, parameters_of
 from blockspectra.checks import checked, not_finite
 from blockspectra.gauss_newton import GaussNewtonGraph
 from blockspectra.gradient_graph import GradientGraph
@@ -163,11 +163,6 @@ def coordinate_scales(
             )
         scales[block.name] = diagonal.detach().double().rsqrt().to(block.parameters[0].device)
     return scales
-
-
-def hessian_product(problem: Problem, vector: Tensor) -> Tensor:
-    """Full Hessian over all trainable parameters times a flat vector, in the model's order."""
-    return block_products(problem, [whole(problem.model)], [vector])[0]
 
 
 def block_products(

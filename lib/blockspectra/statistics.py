@@ -64,6 +64,13 @@ def combine(estimates: Sequence[ValueWithError]) -> ValueWithError:
     return ValueWithError(float(values.mean()), float(error))
 
 
+def ratio(top: ValueWithError, bottom: ValueWithError) -> ValueWithError:
+    """Quotient of two independent estimates; its error is of first order in theirs."""
+    value = top.mean / bottom.mean
+    relative = np.hypot(top.standard_error / top.mean, bottom.standard_error / bottom.mean)
+    return ValueWithError(value, abs(value) * relative)
+
+
 def bootstrap(
     table: pd.DataFrame,
     statistic: Callable[[pd.DataFrame], float],

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockspectra import Problem, block_spectra, cross_entropy, full_spectrum, partition
-from blockspectra.blocks import Block
-from blockspectra.hessian import block_products, hessian_product
+from blockspectra.blocks import Block, whole
+from blockspectra.hessian import block_products
 from companion.store import build_folder
 
 PINS = (
@@ -223,7 +223,7 @@ def ours_full(problem: Problem, steps: int, probes: int) -> Peer:
         "blockspectra",
         "blockspectra",
         "full_spectrum: kept graph, re-orthogonalised",
-        lambda _, vector: hessian_product(problem, vector),
+        lambda _, vector: block_products(problem, [whole(problem.model)], [vector])[0],
         lambda: full_spectrum(problem, steps=steps, probes=probes, progress=False),
     )
 
@@ -272,11 +272,7 @@ def error(peer: Peer, problem: Problem, blocks: Sequence[Block] | None) -> float
         parameters = block.parameters if block else list(problem.model.parameters())
         size = block.size if block else sum(p.numel() for p in parameters)
         vector = torch.randn(size, generator=generator).to(parameters[0])
-        right = (
-            block_products(problem, [block], [vector])[0]
-            if block
-            else hessian_product(problem, vector)
-        )
+        (right,) = block_products(problem, [block or whole(problem.model)], [vector])
         found.append(bench.relative(peer.product(block, vector).cpu(), right.cpu()))
     return max(found)
 

@@ -18,7 +18,7 @@ from torch.func import functional_call, grad, hessian, vmap
 from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
 from blockspectra.blocks import Block, Piece, whole
 from blockspectra.gradient_graph import GradientGraph
-from blockspectra.hessian import BlockHessians, block_products, dense_hessian, hessian_product
+from blockspectra.hessian import BlockHessians, block_products, dense_hessian
 from companion.models import gpt
 from companion.setups import REDUCED, setup
 from custom_functions import OnceOnly
@@ -289,7 +289,7 @@ def test_one_full_product_of_all_vectors_is_not_the_block_products():
     vectors = [gaussian(b.size, seed=i) for i, b in enumerate(blocks)]
     sizes = [b.size for b in blocks]
     full = dense_hessian(problem, whole(problem.model))
-    product = hessian_product(problem, torch.cat(vectors))
+    (product,) = block_products(problem, [whole(problem.model)], [torch.cat(vectors)])
     close(product, full @ torch.cat(vectors), 1e-13)
     apart = block_products(problem, blocks, vectors)
     start, ratios = 0, []

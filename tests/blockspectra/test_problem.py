@@ -14,7 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from blockspectra import Problem, ProblemError, block_spectra, cross_entropy, partition
 from blockspectra.blocks import whole
-from blockspectra.hessian import block_products, dense_hessian, hessian_product
+from blockspectra.hessian import block_products, dense_hessian
 from companion.setups import setup
 from custom_functions import OnceOnly
 
@@ -199,7 +199,6 @@ def test_what_has_no_hessian_is_refused_in_one_sentence(case):
     "entry",
     [
         lambda problem, block, vector: block_products(problem, [block], [vector]),
-        lambda problem, block, vector: hessian_product(problem, vector),
         lambda problem, block, vector: block_spectra(problem, [block], steps=2, probes=1),
     ],
 )
