@@ -42,18 +42,18 @@ def jackknife(
 ) -> ValueWithError:
     """Value of a statistic of all probes and its leave-one-out standard error.
 
-    ``statistic`` takes the probes to keep, out of ``range(probes)``. Where blocks have different
-    numbers of probes, each is left out of all blocks that have it. A block with n of them then
-    counts as if its variance were s²/(n − 1) instead of s²/n, at most: the error is a little too
-    large rather than too small. ``fewest`` is the least number that a block has: with one there is
-    no error.
+    ``statistic`` takes the probes to keep, out of ``range(probes)``; it may return an array. Where
+    blocks have different numbers of probes, each is left out of all blocks that have it. A block
+    with n of them then counts as if its variance were s²/(n − 1) instead of s²/n, at most: the
+    error is a little too large rather than too small. ``fewest`` is the least number that a block
+    has: with one there is no error.
     """
     value = statistic(range(probes))
     if min(probes, fewest or probes) < 2:
-        return ValueWithError(value, float("nan"))
+        return ValueWithError(value, value * math.nan)
     left = np.array([statistic([k for k in range(probes) if k != out]) for out in range(probes)])
-    variance = (probes - 1) / probes * ((left - left.mean()) ** 2).sum()
-    return ValueWithError(value, float(variance**0.5))
+    variance = (probes - 1) / probes * ((left - left.mean(0)) ** 2).sum(0)
+    return ValueWithError(value, variance**0.5)
 
 
 def combine(estimates: Sequence[ValueWithError]) -> ValueWithError:
