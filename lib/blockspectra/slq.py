@@ -286,9 +286,10 @@ def _unfinished(
             runs.append(results[i, len(runs)])
             if len(runs) == wanted:
                 wanted = settings.probes_wanted(block, runs)
-        # under a tolerance, a block's number of probes follows from its own first ones
-        apart = 1 if settings.tolerance is None else 0  # a block's next probe is the next rank's
-        ours = (k for k in range(wanted) if (i + apart * k) % team.size == team.rank)
+        # probes go round the ranks; under a tolerance, where their number follows from the block's
+        # first ones, all of a block's are one rank's
+        shift = 1 if settings.tolerance is None else 0
+        ours = (k for k in range(wanted) if (i + shift * k) % team.size == team.rank)
         missing = [k for k in ours if (i, k) not in results]
         for j in range(0, len(missing), at_once):
             yield ProbeBatch(i, block, tuple(missing[j : j + at_once]))
