@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from blockspectra.quadrature import bin_mass
+from blockspectra.smoothing import FLOOR, SIGMA, bin_mass, signed_log
 from blockspectra.spectra import Spectra
 from blockspectra.statistics import ValueWithError, jackknife
 
@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 
 AXES = ("signed-log", "raw")
 MEASURES = ("js", "sqrt", "sum", "w1")
-SIGMA = {"signed-log": 0.4, "raw": 1e-5**0.5}  # decades; eigenvalue units (the released code's)
 ZERO = 1e-6  # below this share of the model's largest |λ| an eigenvalue counts as zero
-FLOOR = 1e-3  # c of the signed-log axis, as a share of the model's largest |λ|
 MOST_BINS = 50_000  # the released code's number of grid points
 
 
@@ -38,11 +36,6 @@ class BinnedDensity(NamedTuple):
     def width(self) -> float:
         """Width of a bin."""
         return self.edges[1] - self.edges[0]
-
-
-def signed_log(values: np.ndarray, scale: float) -> np.ndarray:
-    """``sign(λ)·log10(1 + |λ|/scale)``: linear below the scale, decades above."""
-    return np.sign(values) * np.log10(1 + np.abs(values) / scale)
 
 
 def binned_density(
@@ -167,6 +160,14 @@ def js0(spectra: Spectra, *, measure: str = "js", **grid) -> ValueWithError:
     return _mean_over_pairs(binned_density(spectra, **grid), [measure])[measure]
 
 
+def without_zeros(spectra: Spectra) -> ValueWithError:
+    """JS⁰ without zero eigenvalues; nan where a block has no others."""
+    try:
+        return js0(spectra, zeros=False)
+    except ValueError:
+        return ValueWithError(float("nan"), float("nan"))
+
+
 def noise_floor(spectra: Spectra, *, measure: str = "js", **grid) -> float:
     """Mean distance between two halves of the probes of the same block: what no difference gives.
 
@@ -240,11 +241,7 @@ def heterogeneity(spectra: Spectra) -> pd.DataFrame:
         unit = {"w1": "decades" if axis == "signed-log" else "eigenvalue"} | units
         found = _mean_over_pairs(binned_density(spectra, axis=axis), MEASURES)
         rows |= {f"{m}, {axis}": (*estimate, unit[m]) for m, estimate in found.items()}
-    try:
-        without = js0(spectra, zeros=False)
-    except ValueError:  # a block that holds nothing but zeros
-        without = ValueWithError(float("nan"), float("nan"))
-    rows["js, signed-log, no zeros"] = (*without, "nats")
+    rows["js, signed-log, no zeros"] = (*without_zeros(spectra), "nats")
     for of, name in zip(SCALES, ("λ_max", "trace", "RMS"), strict=True):
         rows[f"std log10 {name}"] = (*log_spread(spectra, of), "decades")
     columns = ["value", "standard_error", "unit"]

@@ -57,10 +57,6 @@ class Ranks:
         if self.split:  # with the last reference to the group gone, ranks that wait get an error
             dist.destroy_process_group(self.__dict__.pop("_group"))
 
-    def mine(self, number: int) -> bool:
-        """Say whether the run with this number is this rank's to compute."""
-        return number % self.size == self.rank
-
     def gather(self, thing: Any) -> list[Any]:
         """Return what all ranks give, in order; ConnectionError if one has ended or failed."""
         every = [thing] * self.size

@@ -1,4 +1,4 @@
-r"""Gauss nodes and weights of Lanczos runs, deflation weights, and smoothing.
+r"""Gauss nodes and weights of Lanczos runs, and deflation weights.
 
 **Deflation.** With an orthonormal basis, a Ritz value :math:`θ_i` lies within its residual
 :math:`r_i = |β_m s_{mi}|` of an eigenvalue, :math:`s_i` being its eigenvector of the tridiagonal
@@ -21,7 +21,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 ORTHOGONAL = 1e-4  # entries of |Q Qᵀ − I|, at most: above, there may be ghost copies
 SINE = 0.1  # residual / distance to the next Ritz value: sine of an eigenvector's error, at most
@@ -31,9 +30,6 @@ P_ONE = 1e-4  # one eigenvalue, in all probes
 P_ALL = 1e-2  # all that were found, in all probes
 P_REST = 1e-6  # all that one probe has found, by what is left for the others
 EXCESS = 1.6  # times 1/d that the first two weigh at least: single ones found early reach 1.5
-
-REACH = 9  # σ to either side: beyond, a normal CDF is 0 or 1 to double precision
-PAIRS = 2**19  # of a point and a bin, handled at a time: 40 MB
 
 
 class Ritz(NamedTuple):
@@ -176,51 +172,3 @@ def _chance(run: Ritz, exact: np.ndarray, size: int) -> float:
 
     k, rest = exact.sum(), run.weights[~exact].sum()
     return float(betainc((size - k) / 2, k / 2, min(rest, 1))) if 0 < k < size else 1.0
-
-
-# smoothing
-
-
-def bin_mass(nodes: np.ndarray, weights: np.ndarray, edges: np.ndarray, sigma: float) -> np.ndarray:
-    """Share of a weighted set of points in each bin, each point smoothed by a Gaussian.
-
-    The Gaussians are integrated over the bins, not sampled at grid points, so that no grid is too
-    coarse and nothing aliases. What lies beyond the edges counts in the outer bins. A point costs
-    as much as there are bins within 9 σ of it, however many the grid has.
-
-    Parameters
-    ----------
-    nodes, weights : ndarray, (…, n) float64
-        The weights of the last axis sum to 1.
-    edges : ndarray, (bin + 1,)
-        Increasing.
-    sigma : float
-        Width of the Gaussian in the units of ``edges``; 0 for a histogram.
-
-    Returns
-    -------
-    ndarray, (…, bin)
-        Sums to 1 over the bins.
-    """
-    bins = len(edges) - 1
-    points, shares = nodes.ravel(), weights.ravel()
-    # the CDF of a point is 0 before its first inner edge and 1 from its last on
-    first = np.searchsorted(edges[1:-1], points - REACH * sigma)
-    last = np.searchsorted(edges[1:-1], points + REACH * sigma, side="right")
-    row = np.arange(len(points)) // nodes.shape[-1] * bins
-    mass = np.zeros((*nodes.shape[:-1], bins))
-    pairs = (last - first + 1).cumsum()
-    cuts = np.searchsorted(pairs, np.arange(PAIRS, pairs[-1], PAIRS))
-    for part in np.split(np.arange(len(points)), cuts):
-        touched = (last - first + 1)[part]
-        end = touched.cumsum()
-        start = end - touched
-        point = np.repeat(part, touched)  # (pair,)
-        place = np.arange(len(point)) + np.repeat(first[part] - start, touched)  # of the bin
-        distance = torch.from_numpy(edges[1:][place] - points[point])
-        below = torch.special.ndtr(distance / sigma) if sigma > 0 else (distance > 0).double()
-        below[end - 1] = 1
-        share = below.diff(prepend=below.new_zeros(1)).numpy()
-        share[start] = below[start]
-        np.add.at(mass.reshape(-1), row[point] + place, shares[point] * share)
-    return mass

@@ -126,18 +126,22 @@ def block_spectra(
         )
     settings = Settings(steps, probes, seed, tolerance, BASES[basis])
     largest = max(blocks, key=lambda block: block.size)
-    need = run_bytes(largest.size, steps, BASES[basis])
+    largest_run = run_bytes(largest.size, steps, BASES[basis])
     checkpoints, results = None, {}  # (position of the block, probe) → Tridiagonal
 
     with Ranks(ranks, device) as team, problem.curvature_mode():
-        room = available(memory, device) // (team.neighbours if memory is None else 1)
+        free = available(memory, device) // (team.neighbours if memory is None else 1)
         for what, size, advice in (
-            (f"{steps} Lanczos steps with {largest!r}", need, "take fewer steps, basis='none'"),
+            (
+                f"{steps} Lanczos steps with {largest!r}",
+                largest_run,
+                "take fewer steps, basis='none'",
+            ),
             ("Checks", checks_bytes(problem, parameters_of(blocks)), "give fewer blocks at once"),
         ):
-            if size > room:
+            if size > free:
                 raise OutOfMemory(
-                    f"{what} take {readable(size)}, and {readable(max(0, room))} are left beside "
+                    f"{what} take {readable(size)}, and {readable(max(0, free))} are left beside "
                     f"the {readable(in_use(device))} in use: {advice}, or raise `memory`."
                 )
         about = _about(problem, blocks, settings)
@@ -155,23 +159,25 @@ def block_spectra(
             problem,
             blocks,
             known=graph,
-            budget=room - need,
+            budget=free - largest_run,
             matrix=matrix,
             preconditioner=preconditioner,
         )
         del graph  # so that `hessians` alone decides whether to keep it
         graphs = len(problem.batches) if hessians.kept else 1
-        room -= graphs * hessians.nbytes  # for runs and products
+        free -= graphs * hessians.nbytes  # for runs and products
         scratch = int(SCRATCH * hessians.nbytes)
         # one probe after the other would leave a GPU waiting for launches, where models are small
-        at_once = probes if device.type == "cuda" and probes * (need + scratch) <= room else 1
-        room -= at_once * scratch
+        at_once = (
+            probes if device.type == "cuda" and probes * (largest_run + scratch) <= free else 1
+        )
+        free -= at_once * scratch
         most = sum(min(steps, block.size) for block in blocks) * probes
         done = sum(int(run.taken) for run in results.values())
         shown = team.rank == 0 and (progress_wanted() if progress is None else progress)
         with tqdm(total=most // team.size, initial=done, unit="step", disable=not shown) as bar:
             while queue := deque(_unfinished(blocks, results, settings, team, at_once)):
-                for at, run in _finished_runs(queue, hessians, settings, room, bar):
+                for at, run in _finished_runs(queue, hessians, settings, free, bar):
                     results[at] = run
                     if checkpoints:
                         checkpoints.save(*at, run)
@@ -280,15 +286,17 @@ def _unfinished(
             runs.append(results[i, len(runs)])
             if len(runs) == wanted:
                 wanted = settings.probes_wanted(block, runs)
-        # under a tolerance, a block's number of probes follows from its own first ones
-        mine = (k for k in range(wanted) if team.mine(i + k if settings.tolerance is None else i))
-        missing = [k for k in mine if (i, k) not in results]
+        # probes go round the ranks; under a tolerance, where their number follows from the block's
+        # first ones, all of a block's are one rank's
+        shift = 1 if settings.tolerance is None else 0
+        ours = (k for k in range(wanted) if (i + shift * k) % team.size == team.rank)
+        missing = [k for k in ours if (i, k) not in results]
         for j in range(0, len(missing), at_once):
             yield ProbeBatch(i, block, tuple(missing[j : j + at_once]))
 
 
 def _finished_runs(
-    queue: deque[ProbeBatch], hessians: BlockHessians, settings: Settings, room: int, bar: tqdm
+    queue: deque[ProbeBatch], hessians: BlockHessians, settings: Settings, free: int, bar: tqdm
 ) -> Iterator[tuple[tuple[int, int], Tridiagonal]]:
     """Take Lanczos steps with all batches of a queue; yield each probe's result when it is there.
 
@@ -297,7 +305,7 @@ def _finished_runs(
     """
     while queue:
         group = [queue.popleft()]
-        left = room - settings.nbytes(group[0])
+        left = free - settings.nbytes(group[0])
         while not hessians.kept and queue and settings.nbytes(queue[0]) <= left:
             left -= settings.nbytes(queue[0])
             group.append(queue.popleft())

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from blockspectra.files import load_arrays, save_arrays
-from blockspectra.quadrature import ORTHOGONAL, bin_mass, deflated_quadrature, gauss_quadrature
+from blockspectra.quadrature import ORTHOGONAL, deflated_quadrature, gauss_quadrature
+from blockspectra.smoothing import bin_mass
 
 if TYPE_CHECKING:  # slow to import
     import pandas as pd

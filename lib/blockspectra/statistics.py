@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -42,18 +42,18 @@ def jackknife(
 ) -> ValueWithError:
     """Value of a statistic of all probes and its leave-one-out standard error.
 
-    ``statistic`` takes the probes to keep, out of ``range(probes)``. Where blocks have different
-    numbers of probes, each is left out of all blocks that have it. A block with n of them then
-    counts as if its variance were s²/(n − 1) instead of s²/n, at most: the error is a little too
-    large rather than too small. ``fewest`` is the least number that a block has: with one there is
-    no error.
+    ``statistic`` takes the probes to keep, out of ``range(probes)``; it may return an array. Where
+    blocks have different numbers of probes, each is left out of all blocks that have it. A block
+    with n of them then counts as if its variance were s²/(n − 1) instead of s²/n, at most: the
+    error is a little too large rather than too small. ``fewest`` is the least number that a block
+    has: with one there is no error.
     """
     value = statistic(range(probes))
     if min(probes, fewest or probes) < 2:
-        return ValueWithError(value, float("nan"))
+        return ValueWithError(value, value * math.nan)
     left = np.array([statistic([k for k in range(probes) if k != out]) for out in range(probes)])
-    variance = (probes - 1) / probes * ((left - left.mean()) ** 2).sum()
-    return ValueWithError(value, float(variance**0.5))
+    variance = (probes - 1) / probes * ((left - left.mean(0)) ** 2).sum(0)
+    return ValueWithError(value, variance**0.5)
 
 
 def combine(estimates: Sequence[ValueWithError]) -> ValueWithError:
@@ -62,6 +62,13 @@ def combine(estimates: Sequence[ValueWithError]) -> ValueWithError:
     spread = values.std(ddof=1) if len(values) > 1 else 0.0
     error = np.hypot(spread, np.sqrt((errors**2).mean())) / len(values) ** 0.5
     return ValueWithError(float(values.mean()), float(error))
+
+
+def ratio(top: ValueWithError, bottom: ValueWithError) -> ValueWithError:
+    """Quotient of two independent estimates; its error is of first order in theirs."""
+    value = top.mean / bottom.mean
+    relative = np.hypot(top.standard_error / top.mean, bottom.standard_error / bottom.mean)
+    return ValueWithError(value, abs(value) * relative)
 
 
 def bootstrap(
@@ -95,61 +102,18 @@ def bootstrap(
 
 
 class RankCorrelation(NamedTuple):
-    """Spearman's ρ and how sure it is; all nan where one of the numbers does not vary."""
+    """Spearman's ρ; nan where one of the numbers does not vary."""
 
     value: float
-    noise: float  #: standard deviation under the errors of the measurements alone
-    error: float  #: the same when the models are drawn anew too: would other models agree?
-    low: float  #: 90 % interval of the second kind
-    high: float
 
 
-def rank_correlation(
-    x: Sequence[ValueWithError], y: Sequence[ValueWithError], *, draws: int = 4000, seed: int = 0
-) -> RankCorrelation:
-    """Spearman's rank correlation of estimates, with bootstrap errors; one a model, 3 or more.
+def rank_correlation(x: Sequence[ValueWithError], y: Sequence[ValueWithError]) -> RankCorrelation:
+    """Spearman's rank correlation of estimates, one a model; errors do not enter."""
+    from scipy.stats import spearmanr  # slow to import
 
-    Two questions have two errors. Is the order of *these* models known? Each number is drawn from a
-    normal of its mean and standard error (nan counts as 0). Would *other* models show it? The
-    models are drawn with replacement too; draws in which a quantity does not vary are left out.
-    """
-    if not len(x) == len(y) >= 3:
-        raise ValueError(f"Give both numbers of three or more models, not {len(x)} and {len(y)}.")
-    rng = np.random.Generator(np.random.PCG64(seed))
-    pairs = np.nan_to_num(np.array([x, y], dtype=float))  # (2, model, mean and error)
-    noisy = rng.normal(pairs[..., 0], pairs[..., 1], (draws, *pairs.shape[:2]))
-    models = rng.integers(0, len(x), (draws, 1, len(x)))
-    drawn = _spearman(np.take_along_axis(noisy, models, axis=2))
-    drawn = drawn[np.isfinite(drawn)]
-    value = float(_spearman(pairs[None, :, :, 0])[0])
-    if np.isnan(value) or not len(drawn):
-        return RankCorrelation(*[float("nan")] * 5)
-    low, high = np.quantile(drawn, [0.05, 0.95])
-    noise = np.nanstd(_spearman(noisy))
-    return RankCorrelation(value, *map(float, (noise, drawn.std(), low, high)))
-
-
-def critical_value(models: int) -> float:
-    """Smallest ρ that unrelated numbers reach in at most 1 of 20 orders, one-sided.
-
-    For 3 to 8 models: all orders are enumerated.
-    """
-    if not 3 <= models <= 8:
-        raise ValueError(f"Give 3 to 8 models, not {models}: all orders are enumerated.")
-    differences = np.array(list(permutations(range(models)))) - np.arange(models)
-    values = (1 - 6 * (differences**2).sum(1) / (models**3 - models)).round(9)
-    possible = [v for v in np.unique(values) if (values >= v).mean() <= 0.05]
-    return float(min(possible, default=np.inf))
-
-
-def _spearman(pairs: np.ndarray) -> np.ndarray:
-    """ρ of each draw of (draw, 2, model); nan where one of the two does not vary."""
-    from scipy.stats import rankdata  # slow to import
-
-    ranks = rankdata(pairs, axis=-1)
-    ranks = ranks - ranks.mean(-1, keepdims=True)
-    length = (ranks**2).sum(-1).prod(-1) ** 0.5
-    return ranks.prod(1).sum(-1) / np.where(length > 0, length, np.nan)
+    values = [[value for value, _ in one] for one in (x, y)]
+    with warnings.catch_warnings(action="ignore"):  # of numbers that do not vary
+        return RankCorrelation(float(spearmanr(*values).statistic))
 
 
 @dataclass(frozen=True)

@@ -69,8 +69,6 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
 
 def measure(store: Store, jobs: Sequence[Job], workers: int = 2) -> list[Result]:
     """Take several measurements in processes; the finished ones are kept if a later one fails."""
-    if workers < 1:
-        raise ValueError(f"workers must be at least 1, not {workers}.")
     lacking = [job for job in dict.fromkeys(jobs) if not store.has(job)]
     if lacking and not store.read_only:
         for _ in compute(store, lacking, workers):

@@ -9,19 +9,15 @@ from pathlib import Path
 
 import pandas as pd
 
+from blockspectra.diagnosis import references
 from blockspectra.diagnosis.references import SETTINGS, TABLE
 from blockspectra.files import write_text
+from companion.experiments.predictors import SPECTRAL
 from companion.parameters import at_preset
 from companion.setups import ARCHITECTURES
 
 CHAPTER = "22_predictors"
-#: of `heterogeneity`: chapter 22's name for it
-MEASURES = {
-    "sum, raw": "JS⁰, un-normalised sum",
-    "js, signed-log": "JS⁰ (nats)",
-    "std log10 RMS": "spread of λ_rms (decades)",
-    "std log10 λ_max": "spread of λ_max (decades)",
-}
+MEASURES = dict(zip(references.MEASURES, SPECTRAL, strict=True))  #: and chapter 22's names
 
 
 def collect(results: Path) -> pd.DataFrame:

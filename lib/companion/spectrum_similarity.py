@@ -9,7 +9,7 @@ each place of the axis.
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ import pandas as pd
 
 from blockspectra.distance import binned_density, pairwise
 from blockspectra.spectra import Spectra, concat
-from blockspectra.statistics import combine
+from blockspectra.statistics import combine, jackknife
 
 RANK = 10  # the paper's
 FLOOR = 0.1  # c of the signed-log axis, in units of λ₁₀: see `View`
@@ -163,20 +163,15 @@ def contrast(measured: Sequence[Spectra], view: View) -> pd.DataFrame:
     ratios. Means over seeds; the error joins the jackknife over probes, λ₁₀ included, and the
     spread over seeds.
     """
-    groups = by_seed(measured)
-    probes, stages = measured[0].probes, measured[0].names
-    values, errors = [], []
-    for group in groups:
-        values.append(_contrast(group, view))
-        left = np.full((max(probes, 2), *values[0].shape), np.nan)
-        for out in range(probes if probes > 1 else 0):
-            kept = [k for k in range(probes) if k != out]
-            left[out] = _contrast([one.select(probes=kept) for one in group], view)
-        errors.append(np.sqrt((probes - 1) * left.var(0)))  # the jackknife's
-    seeds = np.stack([values, errors], axis=-1)  # (seed, stage, quantity, value and error)
+
+    def of(kept: Sequence[int], group: list[Spectra]) -> np.ndarray:
+        return _contrast([one.select(probes=kept) for one in group], view)
+
+    each = [jackknife(partial(of, group=group), measured[0].probes) for group in by_seed(measured)]
+    seeds = np.array(each)  # (seed, value and error, stage, quantity)
     rows = [
-        [stage, quantity, *combine(seeds[:, i, j])]
-        for i, stage in enumerate(stages)
+        [stage, quantity, *combine(seeds[..., i, j])]
+        for i, stage in enumerate(measured[0].names)
         for j, quantity in enumerate(QUANTITIES)
     ]
     return pd.DataFrame(rows, columns=["stage", "quantity", "mean", "standard_error"])

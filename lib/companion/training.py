@@ -82,7 +82,6 @@ def train(
     before its step, (steps,) float64; ``inf`` from the step on where the run has diverged: its loss
     is not finite or ten times the first one. The model is then left as it is.
     """
-    _require([rate], steps)
     parameters = [p for p in model.parameters() if p.requires_grad]
     stepper, losses = optimizer.at_rate_one(parameters), np.full(steps, np.inf)
     was_training = model.training
@@ -121,12 +120,6 @@ def train_together(
     For models of one architecture without BatchNorm and random layers: ``torch.func.vmap`` is
     several times faster where they are small.
     """
-    _require(rates, steps)
-    if not len(models) == len(batches) == len(rates) > 0:
-        raise ValueError(
-            f"{len(models)} models, {len(batches)} streams of batches and {len(rates)} rates were "
-            f"given: give one of each a run."
-        )
     stacked, buffers = stack_module_state(list(models))  # {name: (run, …)}
     parameters = [p for p in stacked.values() if p.requires_grad]
     stepper, losses = optimizer.at_rate_one(parameters), np.full((len(models), steps), np.inf)
@@ -165,11 +158,6 @@ def train_together(
         for name, parameter in model.named_parameters():
             parameter.data.copy_(stacked[name][i])
     return losses
-
-
-def _require(rates: Sequence[float], steps: int) -> None:
-    if not all(math.isfinite(rate) and rate > 0 for rate in rates) or steps < 1:
-        raise ValueError(f"Rates must be positive and steps at least 1, not {rates} and {steps}.")
 
 
 def _diverged(value, first):

@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from blockspectra import Problem, Spectra, block_spectra, full_spectrum, partition, quadrature
+from blockspectra import Problem, Spectra, block_spectra, full_spectrum, partition, smoothing
 from blockspectra.blocks import whole
 from blockspectra.files import save_arrays
 from blockspectra.hessian import dense_hessian
-from blockspectra.quadrature import bin_mass
 from blockspectra.slq import probe_vector
+from blockspectra.smoothing import bin_mass
 from blockspectra.spectra import ARRAYS, concat
 from companion.setups import REDUCED, setup
 from prescribed_spectra import ragged
@@ -276,7 +276,7 @@ def test_mass_within_windows_is_that_of_every_pair_of_a_node_and_an_edge(sigma, 
     nodes = random.choice(np.append(edges, 2 * random.standard_cauchy(9)), (2, 3, 7))
     weights = random.dirichlet(np.ones(7), (2, 3)) * (random.random((2, 3, 1)) < 0.8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(quadrature, "PAIRS", pairs)
+        patch.setattr(smoothing, "PAIRS", pairs)
         found = bin_mass(nodes, weights, edges, sigma)
     np.testing.assert_allclose(found, dense_mass(nodes, weights, edges, sigma), atol=1e-14)
 
@@ -288,7 +288,7 @@ def test_no_more_pairs_of_a_node_and_a_bin_are_in_memory_than_a_chunk_has(monkey
     nodes = np.linspace(-1, 40, 1000).reshape(1, 10, 100)
     synthetic(nodes).density(np.linspace(-1, 40, 50_000), sigma)
     bins = 18 * sigma / (41 / 50_000)  # that a Gaussian can touch
-    assert max(sizes) <= quadrature.PAIRS + 50_000
+    assert max(sizes) <= smoothing.PAIRS + 50_000
     assert sum(sizes) <= 1000 * (min(bins, 50_000) + 2)
 
 

@@ -85,10 +85,6 @@ class TestShares:
     def test_zeros_have_no_share(self):
         assert np.isnan(mass_shares(np.zeros((3, 3)), [1, 2]).share)
 
-    def test_sizes_that_do_not_fit_are_refused(self):
-        with pytest.raises(ValueError, match="Blocks of 4 rows do not fill"):
-            mass_shares(np.eye(5), [2, 2])
-
 
 class TestGrouping:
     @pytest.mark.parametrize("layer", ["hidden", "output"])

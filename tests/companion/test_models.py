@@ -307,18 +307,6 @@ def test_double_backward_is_the_difference_of_gradients(Model, config):
         torch.testing.assert_close(exact, (plus - minus) / (2 * h), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(("Model", "config"), [(ViT, vit.TINY), (Mixer, mixer.TINY)])
-def test_an_image_that_patches_do_not_tile_is_refused(Model, config):
-    with pytest.raises(ValueError, match="not a multiple"):
-        Model(replace(config, image_size=9))
-
-
-@pytest.mark.parametrize(("Model", "config"), [(GPT, gpt.TINY), (BERT, bert.TINY)])
-def test_a_sequence_longer_than_the_context_is_refused(Model, config):
-    with pytest.raises(ValueError, match="do not fit"):
-        Model(config)(torch.zeros(1, 9, dtype=torch.int64))
-
-
 @pytest.mark.parametrize(
     ("Model", "config", "names"),
     [

@@ -143,21 +143,6 @@ def test_frozen_parameters_stay():
     assert torch.equal(model.layers[0].weight, before)
 
 
-@pytest.mark.parametrize(
-    ("given", "sentence"),
-    [
-        ({"rates": [0.1]}, "2 models, 2 streams of batches and 1 rates were given"),
-        ({"rates": [0.1, 0.0]}, "Rates must be positive"),
-        ({"steps": 0}, "steps at least 1"),
-    ],
-)
-def test_what_makes_no_run_is_refused(given, sentence):
-    settings = {"rates": [0.1, 0.1], "steps": 2} | given
-    sources, sgd = [batches(0), batches(1)], OPTIMIZERS["sgd"]
-    with pytest.raises(ValueError, match=sentence):
-        train_together(models(2), cross_entropy, sources, sgd, **settings)
-
-
 def test_the_stream_shows_every_sample_once_an_epoch_in_a_new_order():
     inputs = torch.arange(10.0)
     data = Data("ten", inputs, inputs.long(), 10, "", "")

@@ -40,13 +40,6 @@ def write_notebook(given: argparse.Namespace) -> None:
     print(f"    papermill {given.path} out.ipynb -p target my_module:make_problem")
 
 
-def _count(text: str) -> int:
-    """Read a number from 1 on; argparse tells what is wrong with another."""
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, not {number}")
-    return number
-
-
 def parser() -> argparse.ArgumentParser:
     """Describe the two commands and what they take."""
     result = argparse.ArgumentParser("blockspectra", description="Blockwise Hessian spectra.")
@@ -60,8 +53,8 @@ def parser() -> argparse.ArgumentParser:
     )
     one.add_argument("--folder", default="diagnosis", help="for the two files (%(default)s)")
     one.add_argument("--by", choices=PARTITIONS, default="tensor", help="the blocks (%(default)s)")
-    one.add_argument("--steps", type=_count, default=30, help="of Lanczos, a probe (%(default)s)")
-    one.add_argument("--probes", type=_count, default=4, help="a block (%(default)s)")
+    one.add_argument("--steps", type=int, default=30, help="of Lanczos, a probe (%(default)s)")
+    one.add_argument("--probes", type=int, default=4, help="a block (%(default)s)")
     one.add_argument("--seed", type=int, default=0, help="of the probes (%(default)s)")
     one.add_argument("--memory", help="for the whole process, such as 8GiB (what is free)")
     one.add_argument("--checkpoint", help="folder of finished probes: go on from it after a kill")

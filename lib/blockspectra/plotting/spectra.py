@@ -1,13 +1,19 @@
 """Figures of spectra: densities of blocks on the signed-log axis."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from blockspectra.distance import FLOOR, SIGMA, signed_log
 from blockspectra.plotting.style import PAGE, short, signed_log_ticks
-from blockspectra.spectra import Spectra
+from blockspectra.smoothing import FLOOR, SIGMA, signed_log
+
+if TYPE_CHECKING:  # Spectra.plot imports this module
+    from blockspectra.spectra import Spectra
 
 
 def relative_density(spectra: Spectra, points: int = 240) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 
-from blockspectra.distance import FLOOR, signed_log
+from blockspectra.smoothing import FLOOR, signed_log
 
 COLUMN, PAGE = 3.35, 7.0  # inches
 COLORBLIND = sns.color_palette("colorblind")

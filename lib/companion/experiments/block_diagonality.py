@@ -40,8 +40,6 @@ def mass_shares(matrix: np.ndarray, sizes: Sequence[int]) -> Shares:
     rest the blocks get their share of the off-diagonal places.
     """
     n, sides = len(matrix), np.asarray(sizes)
-    if matrix.shape != (n, n) or sides.sum() != n:
-        raise ValueError(f"Blocks of {sides.sum()} rows do not fill a matrix of {matrix.shape}.")
     squares = np.square(matrix, dtype=np.float64)
     total, diagonal = squares.sum(), np.trace(squares)
     edges = np.concatenate([[0], np.cumsum(sides)])

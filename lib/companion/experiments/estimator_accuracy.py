@@ -15,12 +15,13 @@ import torch
 from scipy.stats import wasserstein_distance
 
 from blockspectra.blocks import Block, partition
-from blockspectra.distance import FLOOR, SIGMA, pairwise, signed_log
+from blockspectra.distance import pairwise
 from blockspectra.hessian import dense_hessian
 from blockspectra.lanczos import Tridiagonal, lanczos
 from blockspectra.problem import Problem, cross_entropy
-from blockspectra.quadrature import bin_mass, gauss_quadrature
+from blockspectra.quadrature import gauss_quadrature
 from blockspectra.slq import full_spectrum, probe_vector
+from blockspectra.smoothing import FLOOR, SIGMA, bin_mass, signed_log
 from companion import datasets
 from companion.datasets.images import PHOTOGRAPHS
 from companion.datasets.sources import digest_of

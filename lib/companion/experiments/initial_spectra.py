@@ -15,7 +15,7 @@ from blockspectra.distance import heterogeneity, js0, rms
 from blockspectra.problem import Problem, cross_entropy
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import ValueWithError, combine
+from blockspectra.statistics import ValueWithError, combine, ratio
 from companion import setups
 from companion.setups import Setup, setup
 from companion.spectrum_similarity import scaled
@@ -212,6 +212,4 @@ def least_over_largest(table: pd.DataFrame, measure: str) -> ValueWithError:
     part = table[table["measure"] == measure]
     low = part[part["family"] == "Transformer"].nsmallest(1, "value").iloc[0]
     high = part[part["family"] == "CNN"].nlargest(1, "value").iloc[0]
-    value = low["value"] / high["value"]
-    relative = [one["standard_error"] / one["value"] for one in (low, high)]
-    return ValueWithError(value, value * float(np.hypot(*relative)))
+    return ratio(*(ValueWithError(*one[["value", "standard_error"]]) for one in (low, high)))

@@ -12,9 +12,8 @@ import pandas as pd
 
 from blockspectra.blocks import partition
 from blockspectra.diagnosis.advice import CLEARLY_WORSE
-from blockspectra.distance import js0, log_spread
+from blockspectra.distance import js0, log_spread, without_zeros
 from blockspectra.gradient_graph import gradients
-from blockspectra.spectra import Spectra
 from blockspectra.statistics import ValueWithError, combine, jackknife
 from companion import setups
 from companion.experiments import optimizer_comparison
@@ -22,15 +21,6 @@ from companion.experiments.optimizer_comparison import OptimizerComparison
 from companion.experiments.preconditioned_spectra import mini_batches
 from companion.rate_search import gap
 from companion.store import Job, Store, declare
-
-
-def without_zeros(spectra: Spectra) -> ValueWithError:
-    """JS⁰ without zero eigenvalues; nan where a block has no others."""
-    try:
-        return js0(spectra, zeros=False)
-    except ValueError:
-        return ValueWithError(math.nan, math.nan)
-
 
 #: predictors that are statistics of a model's block spectra
 SPECTRAL = {

@@ -4,12 +4,11 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import ValueWithError
+from blockspectra.statistics import ratio  # noqa: F401  chapter 09 reads it here
 from companion.experiments import optimizer_comparison
 from companion.experiments.initial_spectra import InitialSpectra
 from companion.experiments.optimizer_comparison import compare, trained
@@ -197,10 +196,3 @@ def tunings(**settings: Any) -> dict[str, Job]:
         for start, pretrained in STARTS.items():
             wanted[f"GPT2, {start}"] = FineTuning(every["GPT2"], pretrained, samples=500, **run)
     return wanted
-
-
-def ratio(top: ValueWithError, bottom: ValueWithError) -> ValueWithError:
-    """Quotient of two independent estimates; its error is of first order in theirs."""
-    value = top.mean / bottom.mean
-    relative = np.hypot(top.standard_error / top.mean, bottom.standard_error / bottom.mean)
-    return ValueWithError(value, abs(value) * relative)

@@ -70,7 +70,4 @@ def _title(measure: str) -> str:
     """Say in words which measure a short name such as ``js, raw`` stands for."""
     words = {"js": "JS divergence", "sqrt": "JS distance", "w1": "Wasserstein-1"}
     words |= {"sum": "un-normalised sum", "std log10": "spread of log₁₀"}
-    for name, word in words.items():
-        if re.match(rf"{name}\b", measure):
-            return word + measure.removeprefix(name)
-    return measure
+    return re.sub(rf"^({'|'.join(words)})\b", lambda name: words[name[0]], measure)

@@ -9,8 +9,8 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from blockspectra.distance import SIGMA, signed_log
 from blockspectra.plotting.style import FAMILY, PAGE
+from blockspectra.smoothing import SIGMA, signed_log
 from blockspectra.spectra import Spectra
 from companion.figures.panels import facets, legend, panels
 from companion.spectrum_similarity import FLOOR, View, normalised

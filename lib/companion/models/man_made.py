@@ -22,8 +22,6 @@ LAYERS = 4
 
 def multipliers(c: float, layers: int = LAYERS) -> tuple[float, ...]:
     """Multipliers of the layers, from input to output: their squares are a factor c apart."""
-    if not c > 0:
-        raise ValueError(f"c must be positive, not {c}: below 1 the first layer is the stiffest.")
     return tuple(c ** ((layer - (layers - 1) / 2) / 2) for layer in range(layers))
 
 

@@ -82,10 +82,6 @@ class ViT(nn.Module):
 
     def __init__(self, config: ViTConfig):
         super().__init__()
-        if config.image_size % config.patch:
-            raise ValueError(
-                f"image_size {config.image_size} is not a multiple of patch {config.patch}"
-            )
         self.config = config
         tokens = (config.image_size // config.patch) ** 2 + 1
         self.patch_embed = nn.Conv2d(config.channels, config.width, config.patch, config.patch)

@@ -45,8 +45,6 @@ class NanoGPT:
                 f"The nano GPT comes in the sizes tiny and small, not {self.size!r}: give a "
                 f"checkpoint to measure a larger model."
             )
-        if min(self.steps, self.batch, self.times) < 1:
-            raise ValueError("Steps, batch and times of a pre-training must be at least 1.")
 
     def setup(
         self, store: Store, pretrained: bool, samples: int, seed: int, device: str = "cpu"

@@ -37,8 +37,6 @@ class Modes(NamedTuple):
 def modes(quadratic: Quadratic, start: Tensor, *, frozen: bool) -> Modes:
     """Modes of frozen Adam from w⁰ = start (start, d), or of GD if not ``frozen``."""
     gradient = quadratic.gradient(start)
-    if not bool(start.isfinite().all()):
-        raise ValueError("The start must be finite.")
     root = require_positive(gradient.abs(), "|g⁰|").sqrt() if frozen else torch.ones_like(start)
     rates, vectors = torch.linalg.eigh(quadratic.hessian / (root[:, :, None] * root[:, None, :]))
     along = vectors.mT @ (root * start)[..., None]  # (start, d, 1)
