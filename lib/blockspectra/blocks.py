@@ -8,6 +8,8 @@ by output neuron).
 
 import difflib
 import fnmatch
+import inspect
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +37,11 @@ KNOWN = {
     "transformers.MptAttention.Wqkv",
     "timm.Attention.qkv",
 }
-NANO_GPT = ".CausalSelfAttention.c_attn"  # is copied into many packages
+# nanoGPT's is copied into many packages, and changed there: its code must read as it does
+CALL = r"self\.c_attn\(\w+\)"
+NANO_GPT = re.compile(
+    rf"(?:(\w+) *= *{CALL}\s+)?\bq *, *k *, *v *= *(?:{CALL}|\1)\.(?:split|chunk)\("
+)
 NO_VALUES = "Parameter {!r} has no values yet: load them or run the model once first."
 HEADS = ("heads", "num_heads", "n_head", "n_heads", "num_attention_heads")
 
@@ -242,9 +248,18 @@ def _parts(label: str, parameter, modules, given: Mapping[str, str]) -> str | No
             return told[last]
         for kind in type(module).__mro__:
             place = f"{kind.__module__.partition('.')[0]}.{kind.__name__}.{last}"
-            if thirds and (place in KNOWN or place.endswith(NANO_GPT)):
+            if thirds and place in KNOWN:
                 return "q k v"
+        if thirds and last == "c_attn" and NANO_GPT.search(_code(module)):
+            return "q k v"
     return None if last in FUSED and thirds else ""
+
+
+def _code(module: nn.Module) -> str:
+    try:
+        return inspect.getsource(module.forward)
+    except (OSError, TypeError):
+        return ""
 
 
 def _cut(label, parameter, module, parent, by: str, fused: str) -> list[Block]:

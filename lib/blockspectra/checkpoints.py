@@ -34,7 +34,7 @@ class Checkpoints:
 
     def __init__(self, folder: str | Path, about: dict):
         self.folder = Path(folder)
-        about = json.loads(json.dumps(about))
+        about = json.loads(json.dumps(about | {"arrays": Tridiagonal._fields}))
         self.key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         stored = _read(self.folder / "about.npz")
         if stored and stored[0] != about:
@@ -50,6 +50,11 @@ class Checkpoints:
             if (run := _read(path, self.key)) is not None:
                 arrays = {name: torch.from_numpy(array) for name, array in run[1].items()}
                 self.found[tuple(run[0]["run"])] = Tridiagonal(**arrays)
+
+    def discard(self) -> None:
+        """Delete all runs: they cannot be trusted."""
+        for path in self.folder.glob("block*-probe*.npz"):
+            path.unlink()
 
     def save(self, block: int, probe: int, result: Tridiagonal) -> None:
         """Write a run that is finished."""

@@ -16,10 +16,22 @@ from blockspectra.differences import (
     displaced,
     root_mean_square,
 )
-from blockspectra.evaluation import CACHE, check_cache, check_mean, check_parameters, evaluated
+from blockspectra.evaluation import (
+    CACHE,
+    check_cache,
+    check_mean,
+    check_parameters,
+    evaluated,
+    nearby,
+)
 from blockspectra.gradient_graph import CHEAP, PLAIN, GradientGraph, graph
 from blockspectra.problem import OutOfMemory, Problem, ProblemError
 
+ALIKE = 1e-4  # differences of a loss or a gradient that are rounding
+CHANGED = (
+    "The loss or its gradient changed while products were taken: look for hooks that do not act "
+    "each time, and for a model or a loss that counts its calls."
+)
 DIRECTIONS = 4  # displaced points at which a product must also be wrong to be refused
 
 
@@ -32,9 +44,13 @@ def checked(
     each of them with differences of plain gradients. Where the cheap ones raise or differ, or
     differences cannot tell, it is made by plain ones too, and these are taken unless both agree.
     The loss of the first batch repeated, and of any two that follow each other in one, shows
-    whether it is a mean over what batches are weighted by. All takes about eleven gradients a
+    whether it is a mean over what batches are weighted by. All takes about fifteen gradients a
     batch, half as many again where differences are uncertain; call it inside
-    `Problem.curvature_mode`.
+    `Problem.curvature_mode`, and `check_unchanged` when products are no longer needed.
+
+    Beyond reach are a constant that was computed from weights before, or in a closure, which is
+    like any other constant, and a change that comes and goes between this and `check_unchanged`
+    without making the products of one Lanczos run differ from those of a symmetric matrix.
 
     Parameters
     ----------
@@ -59,13 +75,18 @@ def checked(
     """
     check_parameters(problem, parameters)
     problem.check_modes()
-    losses, unused = [], dict.fromkeys(parameters)
+    losses, aside, unused = [], [], dict.fromkeys(parameters)
     for number, batch in enumerate(problem.batches):
         kept = None  # before another graph is made
         with _told_of(problem, number):
             loss, reached = evaluated(problem, batch)
             losses.append(loss)
-            kept, found = _settled(problem, batch, parameters, loss, derivatives)
+            aside.append(nearby(problem, batch, parameters))
+            try:
+                kept, found = _settled(problem, batch, parameters, loss, derivatives)
+            except ProblemError:  # of a cache, more can be said
+                check_cache(problem, batch, reached, kept)
+                raise
             check_cache(problem, batch, reached, kept)
         if number and found.startswith(f"{PLAIN}:") and found != derivatives:
             kept = None
@@ -84,7 +105,21 @@ def checked(
     if kept is None or len(losses) > 1:
         kept = None
         kept = GradientGraph(problem, problem.batches[0], parameters, derivatives)
+    kept.aside = aside
     return kept
+
+
+def check_unchanged(
+    problem: Problem, parameters: Sequence[nn.Parameter], aside: Sequence[Sequence[float]]
+) -> None:
+    """Refuse a loss or a gradient that is not what it was when the problem was `checked`."""
+    for number, (batch, before) in enumerate(zip(problem.batches, aside, strict=True)):
+        with _told_of(problem, number):
+            after = nearby(problem, batch, parameters)
+            least = ALIKE * max(before[1:])
+            for one, other in zip(before, after, strict=True):
+                if not math.isclose(one, other, rel_tol=ALIKE, abs_tol=least):
+                    raise ProblemError(CHANGED)
 
 
 def checks_bytes(problem: Problem, parameters: Sequence[nn.Parameter]) -> int:
@@ -199,7 +234,8 @@ def _product(
     if not math.isclose(loss, again := kept.loss.item(), rel_tol=1e-6):
         raise ProblemError(
             f"The loss changed from {loss:.8g} to {again:.8g} between two evaluations: call "
-            f"model.eval(), and look for functional dropout or sampling."
+            f"model.eval(), and look for functional dropout, sampling, and what is kept between "
+            f"evaluations, such as a cached weight."
         )
     _check_nodes(kept)
     product = kept.second_derivative(parameters, list(found.vectors.values()))

@@ -24,6 +24,8 @@ from blockspectra.problem import Problem, mapped
 # gradient, and among 1e6 activations hardly any ReLU switches: errors of 1e-8 in the models here.
 # In float32 rounding asks for far more, and ReLUs do switch.
 STEP = {torch.float64: 1e-8, torch.float32: 1e-3}
+# The longest one for differences of the loss alone, which need not be near.
+FAR = {torch.float64: 1e-4, torch.float32: 1e-2}
 # Least error of a product that is refused: a share of its own size in this parameter, and of the
 # largest one in any, for terms may cancel (in the bias of keys, to zero). Sound products have 1e-3
 # of that in either precision.
@@ -97,7 +99,7 @@ def differences(
 
 
 def _taken(
-    gradient_at: Callable[[float], tuple[float, dict[nn.Parameter, Tensor]]],
+    gradient_at: Callable,
     vectors: dict[nn.Parameter, Tensor],
     precision: torch.dtype,
     both: bool,
@@ -110,17 +112,10 @@ def _taken(
     if wanted is not None and abs(loss - wanted) > own * abs(wanted):
         raise ValueError("another function than in the model's own precision")
     largest = max(scales[p] * root_mean_square(g) for p, g in gradient.items())
-    up, above = gradient_at(step)
-    # with one side alone, as if the other one were its mirror image
-    down, below = gradient_at(-step) if both else (2 * loss - up, None)
-    slope = sum(float((gradient[p] * v).sum()) for p, v in vectors.items())
-    seen, error = (up - down) / (2 * step), ""
-    unsure = SURE * abs(up + down - 2 * loss) / step + rounding * abs(loss)
-    if abs(seen - slope) > own * abs(slope) + unsure:
-        error = (
-            f"The gradient is not the loss's, which changes by {seen:.4g} along a direction for "
-            f"which the gradient says {slope:.4g}"
-        )
+    slopes = {p: float((gradient[p] * v).sum()) for p, v in vectors.items()}
+    error = _slope_error(gradient_at, slopes, loss, precision)
+    above = gradient_at(step)[1]
+    below = gradient_at(-step)[1] if both else None
     products, uncertain = {}, {}
     for p in vectors:  # gradients are let go of one by one: memory may be short
         here, ahead = gradient.pop(p), above.pop(p)
@@ -133,6 +128,33 @@ def _taken(
         else:
             products[p] = (ahead - here).div_(step)
     return Differences(vectors, products, uncertain, error)
+
+
+def _slope_error(
+    gradient_at: Callable, slopes: Mapping[nn.Parameter, float], loss: float, precision: torch.dtype
+) -> str:
+    """Say what is wrong with a gradient that has these slopes along the direction, if anything.
+
+    Each parameter is moved so that the loss should grow by as much as in any other, the one that
+    it hardly depends on furthest: else an error in that one would not show.
+    """
+    (own, _), most = TOLERANCE[precision], FAR[precision]
+    rounding = ROUNDING * torch.finfo(precision).eps * abs(loss)
+    sizes = [abs(slope) for slope in slopes.values() if slope]
+    each = max(most * min(sizes, default=0), rounding / own)
+    steps = {
+        p: math.copysign(min(most, each / abs(slope) if slope else most), slope)
+        for p, slope in slopes.items()
+    }
+    up, down = (gradient_at(steps, sign)[0] for sign in (1, -1))
+    seen, slope = (up - down) / 2, sum(steps[p] * slope for p, slope in slopes.items())
+    unsure = SURE * abs(up + down - 2 * loss) + rounding
+    if abs(seen - slope) <= own * slope + unsure:
+        return ""
+    return (
+        f"The gradient is not the loss's, which changes by {seen:.4g} along a direction for which "
+        f"the gradient says {slope:.4g}"
+    )
 
 
 class _InFloat64(TorchFunctionMode):
@@ -200,16 +222,20 @@ def _moved(
     batch: Any,
     vectors: Mapping[nn.Parameter, Tensor],
     dtype: torch.dtype | None = None,
-) -> Iterator[Callable[[float], tuple[float, dict[nn.Parameter, Tensor]]]]:
-    """Yield a function from steps to loss and plain gradient, of copies as `copied` makes them."""
+) -> Iterator[Callable]:
+    """Yield a function from a step to loss and plain gradient, of copies as `copied` makes them.
+
+    From steps, one a parameter, and a sign, it is to the loss alone.
+    """
     with copied(problem, vectors, dtype) as kept:
 
-        def gradient_at(step: float) -> tuple[float, dict[nn.Parameter, Tensor]]:
+        def gradient_at(step: float | Mapping, sign: int = 0) -> tuple[float, dict]:
             for p, vector in vectors.items():
-                p.data = kept[p].to(p.dtype) + step * vector.to(p.dtype)
+                far = sign * step[p] if sign else step
+                p.data = kept[p].to(p.dtype) + far * vector.to(p.dtype)
             value = problem.value(batch)
             gradient = [None] * len(vectors)
-            if value.requires_grad:
+            if value.requires_grad and not sign:
                 gradient = torch.autograd.grad(value, list(vectors), allow_unused=True)
             return value.item(), {
                 p: torch.zeros_like(p) if g is None else g

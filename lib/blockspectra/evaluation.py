@@ -4,9 +4,11 @@ It must depend on the parameters asked for, be a mean over what batches are weig
 the model as it is. All of it shows in what happens, whatever the modules are called.
 """
 
+import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -16,7 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.nn.parameter import UninitializedTensorMixin
 
 from blockspectra.blocks import NO_VALUES
-from blockspectra.differences import copied
+from blockspectra.differences import copied, displaced, root_mean_square
 from blockspectra.gradient_graph import GradientGraph, graph
 from blockspectra.problem import Problem, ProblemError, joined, leaves
 
@@ -83,7 +85,7 @@ def evaluated(problem: Problem, batch: Any) -> tuple[float, set[nn.Parameter]]:
     before = dict(problem.model.named_parameters()) | buffers
     tensors = [x for x in leaves(batch) if isinstance(x, Tensor) and not x.is_inference()]
     unwritten = [(x, x._version) for x in tensors]
-    with copied(problem) as kept:
+    with _forgotten(problem.model), copied(problem) as kept:
         value = problem.value(batch)
         now = dict(problem.model.named_parameters()) | dict(problem.model.named_buffers())
         changed = [name for name, t in now.items() if t in kept and not _same(t.data, kept[t])]
@@ -118,6 +120,46 @@ def evaluated(problem: Problem, batch: Any) -> tuple[float, set[nn.Parameter]]:
     return value.item(), _leaves(value)
 
 
+@contextmanager
+def _forgotten(model: nn.Module) -> Iterator[None]:
+    """Take back what an evaluation leaves in plain attributes of modules, such as a cached weight.
+
+    The next evaluation, with other weights, makes it anew, and shows if one after that keeps it.
+    """
+    held = {"_parameters", "_buffers", "_modules"}
+    buffers = {name for name, _ in model.named_buffers()}
+    kept = [(vars(module), dict(vars(module))) for module in model.modules()]
+    inside = [
+        (value, copy.copy(value))
+        for _, before in kept
+        for key, value in before.items()
+        if type(value) in (dict, list, set) and key not in held
+    ]
+    try:
+        yield
+    finally:
+        for own, before in kept:
+            for key in own.keys() - before.keys():
+                del own[key]
+            own.update(before)
+        for value, content in inside:
+            value.clear()
+            value.extend(content) if isinstance(value, list) else value.update(content)
+        for name in {name for name, _ in model.named_buffers()} - buffers:
+            owner, _, key = name.rpartition(".")
+            delattr(model.get_submodule(owner), key)
+
+
+def nearby(problem: Problem, batch: Any, parameters: Sequence[nn.Parameter]) -> list[float]:
+    """Loss of a batch a little aside, and the size of its plain gradient in each parameter."""
+    with displaced(parameters, 0):
+        value = problem.value(batch)
+        gradient = [None] * len(parameters)
+        if value.requires_grad:
+            gradient = torch.autograd.grad(value, parameters, allow_unused=True)
+    return [value.item(), *(0.0 if g is None else root_mean_square(g) for g in gradient)]
+
+
 def _same(left: Tensor, right: Tensor) -> bool:
     if left.layout != torch.strided or left.dtype != right.dtype:
         return left.layout != torch.strided
@@ -136,7 +178,8 @@ def check_cache(problem: Problem, batch: Any, reached: set, kept: GradientGraph 
     found = kept.gradient if kept else {}
     if kept and all(found.get(p, 0) is not None for p in reached):
         return
-    if lost := reached - _leaves(problem.value(batch)):
+    own = reached.intersection(problem.model.parameters())
+    if lost := own - _leaves(problem.value(batch)):
         raise ProblemError(CACHE.format(problem.name_of(next(iter(lost)))))
 
 
@@ -161,10 +204,13 @@ def check_mean(problem: Problem, losses: Sequence[float]) -> None:
                 stacklevel=3,
             )
         return
+    apart = ()
     for a, b in pairwise(range(len(losses))):
         left, right = problem.weights[a], problem.weights[b]
         mean = (left * losses[a] + right * losses[b]) / (left + right)
         together = _joint_loss(problem, a, b)
+        if together is None and _shapes(problem, a) != _shapes(problem, b):
+            apart = a, b
         bound = times * abs(twice - losses[0]) + share * max(abs(losses[a]), abs(losses[b]))
         if together is not None and abs(together - mean) > bound:
             raise ProblemError(
@@ -173,6 +219,17 @@ def check_mean(problem: Problem, losses: Sequence[float]) -> None:
                 f"give Problem a weight=, the number of what a batch's loss is a mean over, such "
                 f"as labels that count, or batch_statistics=True if it is no mean."
             )
+    if apart and problem.by_samples and not problem.batch_statistics:
+        warnings.warn(
+            f"Batches {apart[0] + 1} and {apart[1] + 1} have other shapes and cannot be put into "
+            f"one, which would show what their loss is a mean over: where that is not samples, "
+            f"give Problem a weight=, such as the number of tokens.",
+            stacklevel=3,
+        )
+
+
+def _shapes(problem: Problem, number: int) -> list:
+    return [x.shape for x in leaves(problem.batches[number]) if isinstance(x, Tensor)]
 
 
 def _joint_loss(problem: Problem, *numbers: int) -> float | None:

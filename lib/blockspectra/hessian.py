@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from blockspectra.blocks import Block, parameters_of, whole
-from blockspectra.checks import checked, not_finite
+from blockspectra.checks import check_unchanged, checked, not_finite
 from blockspectra.gauss_newton import GaussNewtonGraph
 from blockspectra.gradient_graph import GradientGraph
 from blockspectra.memory import readable
@@ -94,7 +94,7 @@ class BlockHessians:
         self.parameters = parameters_of(blocks)
         self.scales = coordinate_scales(blocks, preconditioner)
         known = known or checked(problem, self.parameters)
-        self.derivatives, self.matrix = known.derivatives, matrix
+        self.derivatives, self.matrix, self.aside = known.derivatives, matrix, known.aside
         first, *others = problem.batches
         graph = known if matrix == "hessian" else self._graph(first)
         self.nbytes = graph.nbytes()
@@ -135,6 +135,10 @@ class BlockHessians:
     def product(self, block: Block, vector: Tensor) -> Tensor:
         """One block of the Hessian times a vector."""
         return self.products([(block, vector)])[0]
+
+    def check_unchanged(self) -> None:
+        """Refuse products that were taken while the loss or its gradient changed."""
+        check_unchanged(self.problem, self.parameters, self.aside)
 
     def _graph(self, batch: Any) -> GradientGraph:
         if self.matrix == "ggn":
@@ -184,7 +188,10 @@ def block_products(
                 f"not {tuple(vector.shape)}."
             )
     with problem.curvature_mode():
-        return BlockHessians(problem, blocks).products(list(zip(blocks, vectors, strict=True)))
+        hessian = BlockHessians(problem, blocks)
+        products = hessian.products(list(zip(blocks, vectors, strict=True)))
+        hessian.check_unchanged()
+    return products
 
 
 def dense_hessian(problem: Problem, block: Block, *, limit: int = 10_000) -> Tensor:
@@ -201,6 +208,7 @@ def dense_hessian(problem: Problem, block: Block, *, limit: int = 10_000) -> Ten
         hessian, (first, *_) = BlockHessians(problem, [block]), block.parameters
         unit = torch.eye(block.size, dtype=first.dtype, device=first.device)
         matrix = torch.stack([hessian.product(block, row) for row in unit], dim=1)
+        hessian.check_unchanged()
     if not bool(torch.isfinite(matrix).all()):
         raise ProblemError(not_finite(f"block {block.name!r}"))
     return matrix

@@ -31,6 +31,7 @@ class Tridiagonal(NamedTuple):
     beta: Tensor  #: (…, m) couplings; beta[…, j] links step j to j+1, the last is the residual
     taken: Tensor  #: (…) int64, the steps that count: less than m where the Krylov space was full
     orthogonality: Tensor  #: (…) largest entry of ``|Q Qᵀ − I|``; nan without a basis
+    skew: Tensor  #: (…) largest difference of ``qᵢᵀHqⱼ`` and ``qⱼᵀHqᵢ`` of neighbours
 
 
 class Lanczos:
@@ -83,6 +84,7 @@ class Lanczos:
         self.step = 0
         self.taken = torch.zeros(batch, dtype=torch.int64, device=start.device)
         self.alive = torch.ones(batch, dtype=torch.bool, device=start.device)
+        self.skew = self.current.new_zeros(batch)
         self.scale = self.current.new_zeros(batch)  # largest |α|, β so far: at most the norm of H
         self.basis = None
         if basis is not None:
@@ -110,6 +112,8 @@ class Lanczos:
         alpha = torch.where(self.alive, alpha, 0.0)
         residual.addcmul_(self.current, alpha[..., None], value=-1)
         if j:
+            back = torch.linalg.vecdot(self.previous, residual) - self.beta[..., j - 1]
+            self.skew = torch.maximum(self.skew, torch.where(self.alive, back.abs(), 0.0))
             residual.addcmul_(self.previous, self.beta[..., j - 1, None], value=-1)
         noise = torch.finfo(product.dtype).eps
         if self.reorthogonalize:
@@ -136,7 +140,8 @@ class Lanczos:
             gram = torch.stack([_gram(q) for q in self._rows(self.step)])
             gram = gram.view(*identity.shape, self.step)
             loss = (gram - torch.diag_embed(identity.double())).abs().amax(dim=(-1, -2))
-        return Tridiagonal(*(x.cpu() for x in (self.alpha, self.beta, self.taken, loss)))
+        found = self.alpha, self.beta, self.taken, loss, self.skew
+        return Tridiagonal(*(x.cpu() for x in found))
 
     def _rows(self, count: int) -> Tensor:
         """First vectors of the basis of each run, (run, count, d)."""

@@ -83,6 +83,7 @@ class Problem:
         sizes = [batch_size(batch) for batch in self.batches]
         if weight is None and loss is cross_entropy:
             weight = _number_of_targets
+        self.by_samples = weight is None
         if weight is not None:
             sizes = [float(weight(batch)) for batch in self.batches]
         for number, size in enumerate(sizes, 1):
@@ -251,7 +252,7 @@ def _plain(batch: Any) -> Any:
 
 
 def _copied(x: Any) -> Any:
-    return x.detach().clone() if isinstance(x, Tensor) else copy.copy(x)
+    return x.detach().clone() if isinstance(x, Tensor) else copy.deepcopy(x)
 
 
 def _is_one_batch(batches: Any) -> bool:

@@ -19,17 +19,18 @@ from tqdm import tqdm
 
 from blockspectra.blocks import Block, parameters_of, whole
 from blockspectra.checkpoints import Checkpoints, checksum
-from blockspectra.checks import checked, checks_bytes
+from blockspectra.checks import CHANGED, checked, checks_bytes
 from blockspectra.distributed import Ranks
 from blockspectra.evaluation import check_parameters
 from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
 from blockspectra.memory import available, give_back, in_use, readable
-from blockspectra.problem import OutOfMemory, Problem, leaves
+from blockspectra.problem import OutOfMemory, Problem, ProblemError, leaves
 from blockspectra.spectra import Spectra
 from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
 
 MATRICES = ("hessian", "ggn")
+SKEW, ROUNDING = 0.05, 1e-4  # of a run's largest coefficient, and of that of all
 CHECKED = 1000  # numbers of each block's first probe that ranks and checkpoints compare
 
 
@@ -51,10 +52,10 @@ def block_spectra(
 ) -> Spectra:
     """Spectra of the diagonal Hessian blocks, or of the preconditioned ones.
 
-    The cost is some eleven gradients a batch for the checks, one for its graph, and ``len(blocks) ×
-    probes × steps`` products; a block's costs about half a gradient on average, the full one about
-    two. A block's result depends on (seed, its name, the probe's number) alone: not on the other
-    blocks, their order, or how many probes there are, and on a CPU not on kills.
+    The cost is some fifteen gradients a batch for the checks, one for its graph, and ``len(blocks)
+    × probes × steps`` products; a block's costs about half a gradient on average, the full one
+    about two. A block's result depends on (seed, its name, the probe's number) alone: not on the
+    other blocks, their order, or how many probes there are, and on a CPU not on kills.
 
     Parameters
     ----------
@@ -148,11 +149,9 @@ def block_spectra(
         about |= {"matrix": matrix, "preconditioner": checksum(scales.values())}
         graph = checked(problem, parameters_of(blocks))
         give_back()
-        about["loss"] = graph.loss.item()
+        about["loss"] = [graph.loss.item(), *(loss for loss, *_ in graph.aside)]
         team.agree(about | {"number of probes": probes, "checkpoint": checkpoint is not None})
         if checkpoint is not None:
-            if others := list(zip(problem.weights, problem.batches, strict=True))[1:]:
-                about["others"] = [[w, problem.value(batch).item()] for w, batch in others]
             checkpoints = Checkpoints(checkpoint, about)
             results = {key: run for key, run in checkpoints.found.items() if key[1] < probes}
         hessians = BlockHessians(
@@ -184,8 +183,15 @@ def block_spectra(
         graphs = "kept graphs" if hessians.kept else "a graph made again each step"
         how = f"double backward on {graphs}, {at_once} at a time; {hessians.derivatives}"
         gathered = team.gather((results, how))
+        results = {key: run for found, _ in gathered for key, run in found.items()}
+        try:
+            _check_symmetry(blocks, results)
+            hessians.check_unchanged()
+        except ProblemError:
+            if checkpoints:
+                checkpoints.discard()
+            raise
 
-    results = {key: run for found, _ in gathered for key, run in found.items()}
     products = " | ".join(sorted({how for _, how in gathered}))
     meta = {"steps": steps, "probes": probes, "seed": seed, "products": products, "basis": basis}
     meta |= {} if matrix == "hessian" else {"matrix": matrix}
@@ -344,6 +350,17 @@ def _spectra(
     return spectra.deflated()
 
 
+def _check_symmetry(
+    blocks: Sequence[Block], results: Mapping[tuple[int, int], Tridiagonal]
+) -> None:
+    """Refuse products that are not those of one symmetric matrix, and no rounding error."""
+    scales = {at: float(max(run.alpha.abs().max(), run.beta.max())) for at, run in results.items()}
+    least = ROUNDING * max(scales.values())
+    for at, run in results.items():
+        if float(run.skew) > SKEW * scales[at] + least:
+            raise ProblemError(f"The Hessian of {blocks[at[0]].name!r} is not symmetric. {CHANGED}")
+
+
 def _about(problem: Problem, blocks: Sequence[Block], settings: Settings) -> dict:
     """Gather all that the runs depend on, as JSON: names, numbers and checksums."""
     first = [probe_vector(settings.seed, b.name, 0, min(b.size, CHECKED)) for b in blocks]
@@ -352,6 +369,7 @@ def _about(problem: Problem, blocks: Sequence[Block], settings: Settings) -> dic
         "blocks": [[b.name, b.size, str([p.index for p in b.pieces])] for b in blocks],
         "probes": checksum(first),
         "weights": checksum(problem.model.state_dict().values()),
+        "shares": problem.weights,
         "batches": checksum(x for batch in problem.batches for x in leaves(batch)),
         "settings": [settings.steps, settings.tolerance, str(settings.basis)],
     }

@@ -51,6 +51,12 @@ GOALS = (
         value="ratio",
     ),
     Goal(
+        "all checks, before and after the products (gradients)",
+        60,
+        source=("products", "checks"),
+        value="ratio",
+    ),
+    Goal(
         "blockwise spectrum: time of others (times ours)",
         2.5,
         above=True,

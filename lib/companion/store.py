@@ -191,6 +191,8 @@ def read(header: Path, declared: dict) -> tuple[Result, Path, str]:
         path = header.parent / content["file"]
         if any(content[key] != declared[key] for key in declared):
             raise ValueError("it is the result of another job")
+        if path.stem != header.stem:
+            raise ValueError("it names the numbers of another job")
         if digest(path) != content["sha256"]:
             raise ValueError("the checksum of its numbers differs")
         if path.suffix == ".npz":

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from blockspectra import Problem, block_spectra, cross_entropy, partition
 from blockspectra.blocks import Block, whole
-from blockspectra.checks import checked
+from blockspectra.checks import check_unchanged, checked
 from blockspectra.fast_derivatives.mode import OURS
 from blockspectra.hessian import BlockHessians, parameters_of
 
@@ -231,12 +231,13 @@ def within_lanczos(problem: Problem, place: bench.Place, steps: int, parts: int)
 
 
 def all_checks(problem: Problem, place: bench.Place, repeats: int, quick: bool) -> dict:
-    """All that is done before the first product, and its share of a spectrum's whole time."""
+    """All checks, before the first product and after the last, and their share of a spectrum."""
     blocks, steps, probes = partition(problem.model), 3 if quick else 30, 3
 
     def checks() -> None:
         with problem.curvature_mode():
-            checked(problem, parameters_of(blocks))
+            known = checked(problem, parameters_of(blocks))
+            check_unchanged(problem, parameters_of(blocks), known.aside)
 
     def spectra() -> None:
         block_spectra(problem, blocks, steps=steps, probes=probes, progress=False)

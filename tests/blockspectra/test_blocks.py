@@ -151,6 +151,38 @@ def test_what_is_fused_in_an_unknown_order_stays_whole_and_is_told(name):
     assert names(Attention(name), by="layer") == [name]
 
 
+class CausalSelfAttention(nn.Module):
+    """Under nanoGPT's name, Q, K and V of a head behind those of another."""
+
+    def __init__(self):
+        super().__init__()
+        self.c_attn = nn.Linear(4, 12)
+
+    def forward(self, x):
+        q, k, v = self.c_attn(x).view(*x.shape[:-1], 2, 6).chunk(3, dim=-1)
+        return q + k + v
+
+
+class ValuesFirst(CausalSelfAttention):
+    def forward(self, x):
+        v, q, k = self.c_attn(x).chunk(3, dim=-1)
+        return q + k + v
+
+
+class InTwoLines(CausalSelfAttention):
+    def forward(self, x):
+        qkv = self.c_attn(x)
+        q, k, v = qkv.split(4, dim=2)
+        return q + k + v
+
+
+def test_attention_of_a_known_name_is_cut_where_its_code_reads_so():
+    for model in (CausalSelfAttention(), ValuesFirst()):
+        with pytest.warns(UserWarning, match="^Left whole .* not known: c_attn "):
+            assert names(model) == ["c_attn"]
+    assert names(InTwoLines()) == ["c_attn.q", "c_attn.k", "c_attn.v"]
+
+
 def test_how_a_weight_is_fused_can_be_given_or_told_by_its_module():
     starts = [
         [(b.name, index(b)[0].start) for b in partition(model, **settings)]

@@ -268,6 +268,15 @@ def other_loss(problem):
     problem.loss = lambda model, batch: 2 * cross_entropy(model, batch)
 
 
+def other_loss_of_the_same_value(problem):
+    values = {id(batch): problem.value(batch).item() for batch in problem.batches}
+
+    def loss(model, batch):
+        return 2 * cross_entropy(model, batch) - values.get(id(batch), 0)
+
+    problem.loss, problem.batch_statistics = loss, True
+
+
 def other_shares(problem):
     problem.weights, problem.batch_statistics = problem.weights[::-1], True
 
@@ -281,11 +290,12 @@ def other_loss_later(problem):
     ("change", "named"),
     [
         (other_weights, "weights"),
-        (other_shares, "others"),
-        (other_loss_later, "others"),
+        (other_shares, "shares"),
+        (other_loss_later, "loss"),
         (other_data, "batches"),
         (other_targets, "batches"),
         (other_loss, "loss"),
+        (other_loss_of_the_same_value, "loss"),
         ({"seed": 1}, "probes"),
         ({"steps": STEPS + 1}, "settings"),
         ({"basis": "float64"}, "settings"),

@@ -215,6 +215,10 @@ REFUSED = {
         lambda: in_the_cache(torch.float32),
         r"'0.parametrizations.weight.original' .* does not compute again",
     ),
+    "a weight that is cached without a graph": (
+        lambda: spectra(classes(Cached(False).double())),
+        "^The loss changed from .* and what is kept between evaluations, such as a cached weight",
+    ),
     "a second batch with nan": (
         lambda: spectra(Problem(stack(), square, [X, X * float("nan")])),
         r"^The loss is nan, .* \(in batch 2 of 2\)\.$",
@@ -330,7 +334,6 @@ UNUSED = {
         "unused",
     ),
     "an adapter merged by eval()": (lambda: classes(Adapted(X[:3].clone(), True).eval()), "down"),
-    "a weight cached without a graph": (lambda: classes(Cached(False).double()), "weight"),
 }
 
 
@@ -544,7 +547,7 @@ def test_nested_batches_have_the_hessian_of_their_rows():
     )
 
 
-def test_checks_evaluate_each_batch_no_more_than_eight_times():
+def test_checks_evaluate_each_batch_no_more_than_ten_times():
     calls = []
 
     class Noting(nn.Sequential):
@@ -557,4 +560,4 @@ def test_checks_evaluate_each_batch_no_more_than_eight_times():
         problem = classes(Noting(*stack()), [(X, Y)] * number)
         with problem.curvature_mode():
             BlockHessians(problem, partition(problem.model))
-        assert sum(calls) / len(X) / number <= 8
+        assert sum(calls) / len(X) / number <= 10

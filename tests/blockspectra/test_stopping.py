@@ -49,7 +49,7 @@ def runs_of(name, probes=48, steps=60):
     values = torch.from_numpy(SPECTRA[name]())
     random = np.random.default_rng(0)
     start = torch.from_numpy(random.standard_normal((probes, len(values))))
-    alpha, beta, taken, _ = (x.numpy() for x in lanczos(lambda v: values * v, start, steps))
+    alpha, beta, taken, _ = (x.numpy() for x in lanczos(lambda v: values * v, start, steps)[:4])
     share = (start / start.norm(dim=-1, keepdim=True)).square().numpy()
     return alpha, beta, taken, share
 

@@ -6,6 +6,7 @@ Oracle: second differences of the loss of all batches, which share no derivative
 """
 
 import functools
+import itertools
 import warnings
 from dataclasses import dataclass
 
@@ -172,7 +173,9 @@ RIGHT = {
     ),
     "statistics of one batch": of(batch_normed),
     "spectral norm": of(square, parametrizations.spectral_norm(nn.Linear(4, 4))),
-    "spectral norm by hooks": of(square, nn.utils.spectral_norm(nn.Linear(4, 4))),
+    "spectral norm by hooks": lambda: Problem(
+        stack(nn.utils.spectral_norm(nn.Linear(4, 4))).double().eval(), square, [X]
+    ),
     "orthogonal weights": of(square, parametrizations.orthogonal(nn.Linear(4, 4))),
     "in-place activations": of(square, nn.Linear(4, 4), nn.SiLU(inplace=True)),
     "synchronised statistics": of(square, nn.SyncBatchNorm(4)),
@@ -309,7 +312,56 @@ def words(embed):
     return make
 
 
+def acting(when, at=0):
+    """A hook that doubles a weight's gradient in those of its calls that are chosen."""
+
+    def change(model):
+        calls = itertools.count(1)
+        model[at].weight.register_hook(lambda g: 2 * g if when(next(calls)) else g)
+
+    return changed(change)
+
+
+def weak(size):
+    """Beside a strong layer a weak one, of which the gradient is too large by a third."""
+
+    def outputs(model, x):
+        y = model["weak"](x).tanh()
+        return model["strong"](x).tanh().square().mean() + size * (4 * y - y.detach()).mean() / 3
+
+    layers = {"strong": nn.Linear(3, 3), "weak": nn.Linear(3, 3)}
+    return lambda: Problem(nn.ModuleDict(layers).double(), outputs, [X])
+
+
+def kept_square(module, x):
+    if not hasattr(module, "square"):
+        module.square = module.a.weight.detach() ** 2
+    return x @ (module.a.weight + module.square).T
+
+
+def kept_in_a_buffer(module, x):
+    if "norm" not in module._buffers:
+        module.register_buffer("norm", module.a.weight.detach().norm())
+    return module.a(x) / module.norm
+
+
+def kept_by_shape(module, x):
+    return module.once(x.shape, lambda: module.a(x).detach()) + module.a(x)
+
+
+def counted(calls):
+    """A layer that halves its outputs after some calls."""
+
+    def first(module, x):
+        module.calls = getattr(module, "calls", 0) + 1
+        return module.a(x) / (1 + (module.calls > calls))
+
+    return first
+
+
 TWICE = "^The loss cannot be differentiated twice: replace the function named here. .*"
+CHANGED = "The loss or its gradient changed while products were taken: look for hooks that do not"
+KEPT = "^The loss changed from .* what is kept between evaluations, such as a cached weight"
 CACHED = "which evaluating it again does not compute again: switch off"
 HOOKS = r"^The (gradient|second derivative) is .*: look for hooks .* use_reentrant=True, and for"
 SUM = "times its own, and grows as much again the third time, so it is a sum"
@@ -369,7 +421,17 @@ REFUSED = {
     ),
     "a cache by the input": (two(lambda m, x: m.once(id(x), lambda: m.a(x))), CACHED),
     "a cache of functools": (two(lambda m, x: x @ m.doubled()), CACHED),
+    "a square that is kept": (two(kept_square), KEPT),
+    "a norm that is kept in a new buffer": (two(kept_in_a_buffer), KEPT),
+    "outputs that are kept by shape": (two(kept_by_shape), KEPT),
+    "outputs that halve after the checks": (two(counted(7)), CHANGED),
     # gradients that are not the loss's
+    "a hook on every other call": (acting(lambda call: call % 2 == 0), CHANGED),
+    "a hook on every third call": (acting(lambda call: call % 3 == 0, 2), CHANGED),
+    "a hook that begins after the checks": (acting(lambda call: call > 5), CHANGED),
+    "a hook that begins within products": (acting(lambda call: call > 6), CHANGED),
+    **{f"a gradient in a layer {size:g} times as strong": (weak(size), HOOKS)
+       for size in (1e-3, 1e-5, 1e-7)},
     "checkpoints of the older kind": (
         of(lambda m, x: checkpoint(m, x.requires_grad_(), use_reentrant=True).square().mean()),
         HOOKS,
@@ -400,3 +462,41 @@ def test_what_has_no_right_value_is_refused_in_one_sentence(make, sentence):
     with pytest.raises(ProblemError, match=sentence) as caught:
         block_spectra(problem, partition(problem.model), steps=2, probes=1)
     assert "\n" not in str(caught.value)
+
+
+def test_objects_of_a_loader_are_copied_whole():
+    def load(memory):
+        for i in range(3):
+            memory.x[:] = i
+            yield memory.x[:1], memory
+
+    batches = Problem(stack(), square, load(Labelled(torch.zeros(2, 3), Y))).batches
+    assert [float(memory.x.mean()) for _, memory in batches] == [0, 1, 2]
+
+
+def test_batches_that_cannot_be_joined_are_told_unless_their_weights_are_given():
+    batches = [(X.view(2, 4, 3), Y.view(2, 4)), (X[:4].view(2, 2, 3), Y[:4].view(2, 2))]
+
+    def mean(model, batch):
+        return F.cross_entropy(model(batch[0]).flatten(0, 1), batch[1].flatten())
+
+    problem = made(of(mean, batches=batches))
+    with pytest.warns(
+        UserWarning, match="^Batches 1 and 2 have other shapes .* give Problem a wei"
+    ):
+        block_spectra(problem, partition(problem.model), steps=2, probes=1)
+    with warnings.catch_warnings(action="error"):
+        problem = made(of(mean, batches=batches, weight=lambda batch: batch[1].numel()))
+        found = block_products(problem, partition(problem.model), [torch.ones(12)] * 2)
+    joined = made(of(mean, batches=[(torch.cat([X, X[:4]])[None], torch.cat([Y, Y[:4]])[None])]))
+    right = block_products(joined, partition(joined.model), [torch.ones(12)] * 2)
+    torch.testing.assert_close(found, right)
+
+
+def test_runs_taken_under_a_hook_that_changes_are_not_used_again(tmp_path):
+    problem = made(acting(lambda call: call > 6))
+    for _ in range(2):
+        with pytest.raises(ProblemError, match=CHANGED):
+            block_spectra(problem, partition(problem.model), steps=3, probes=1, checkpoint=tmp_path)
+        assert not list(tmp_path.glob("block*"))
+        problem = made(acting(lambda call: call > 6))

@@ -48,7 +48,8 @@ ALL_MET = {
             product(ONE, "product, shared graph", "all", 0.9),
             product(ONE, LANCZOS, "all", 0.5, "100 steps"),
             product(GPU, "product, shared graph", "all", None, "no GPU here"),
-        ]
+        ],
+        "checks": [{**ONE, "ratio": 15.0, "note": "3% of a spectrum"}],
     },
     "peers": {
         "peers": [
@@ -101,7 +102,7 @@ def found():
     return copy.deepcopy(ALL_MET)
 
 
-NAMES = ("block", "full", "peers", "accuracy", "growth", "memory", "ranks", "whole", "25 blocks")
+NAMES = "block, full, checks, peers, accuracy, growth, memory, ranks, whole, 25 blocks".split(", ")
 KEYS = {goal.text: key for key, goal in zip(NAMES, GOALS, strict=True)}
 
 
@@ -113,6 +114,7 @@ def results(found):
 EXPECTED = {
     ("block", f"{LANCZOS}, 1 thread"): "met",
     ("full", "1 thread"): "met",
+    ("checks", "1 thread"): "met",
     ("peers", "released, 1 thread"): "met",
     ("accuracy", "GPT"): "met",
     ("accuracy", "mixer"): "met",

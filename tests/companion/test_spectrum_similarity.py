@@ -41,7 +41,7 @@ def diagonal(*eigenvalues, steps=None, probes=None, **meta):
         start = torch.from_numpy(random.standard_normal((blocks, probes, size)))
     run = lanczos(lambda v: matrix * v, start, steps or size)
     names = [f"stage {i}" for i in range(blocks)]
-    return Spectra(names, [size] * blocks, *(x.numpy() for x in run), meta)
+    return Spectra(names, [size] * blocks, *(x.numpy() for x in run[:4]), meta)
 
 
 FALLING = np.geomspace(50, 0.5, 24)

@@ -234,6 +234,18 @@ def test_two_intact_results_that_changed_places_are_not_served(capsys):
     assert capsys.readouterr().err.count("the result of another job") == 2
 
 
+def test_a_header_that_names_the_numbers_of_another_job_is_not_served(capsys):
+    store = Store("smoke")
+    RESULTS["one"], RESULTS["two"] = table(1.0), table(2.0)
+    for word in ("one", "two"):
+        store.get(Thing(word=word))
+    one, two = (store.path / f"{Thing(word=word).stem}.json" for word in ("one", "two"))
+    content, other = (json.loads(path.read_text(encoding="utf-8")) for path in (one, two))
+    one.write_text(json.dumps(content | {key: other[key] for key in ("file", "sha256")}))
+    assert same(store.get(Thing(word="one")), table(1.0))
+    assert "it names the numbers of another job" in capsys.readouterr().err
+
+
 def test_a_store_that_only_reads_computes_nothing(monkeypatch):
     Store("smoke").get(Thing())
     monkeypatch.setenv("BLOCKSPECTRA_READ_ONLY", "1")

@@ -40,10 +40,9 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x):
         """Mix tokens, (B, T, C) to (B, T, C)."""
         B, T, C = x.shape
-        q, k, v = (
-            part.view(B, T, self.heads, C // self.heads).transpose(1, 2)  # (B, nh, T, hs)
-            for part in self.c_attn(x).split(C, dim=2)
-        )
+        q, k, v = self.c_attn(x).split(C, dim=2)
+        heads = B, T, self.heads, C // self.heads
+        q, k, v = (part.view(heads).transpose(1, 2) for part in (q, k, v))  # (B, nh, T, hs)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)  # (B, nh, T, hs)
         return self.c_proj(y.transpose(1, 2).reshape(B, T, C))
 
