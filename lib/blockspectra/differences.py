@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from blockspectra.problem import Problem, mapped
@@ -84,13 +85,16 @@ def differences(
     """Take differences, in float64 where model and device lend themselves to it.
 
     What remains of their error is then far below that of products in float32. Parameters are moved
-    along a direction that the seed draws, and put back; a graph that is kept meanwhile makes
-    differences uncertain. Both sides take three gradients. One side, in float64 alone, takes two:
-    what agrees with it is right; whether what does not is wrong, its uncertainty does not tell.
-    Where float64 gives another ``loss``, as other random numbers of one seed do, it is not taken.
+    along a direction that the seed draws, and put back. Both sides take three gradients. One side,
+    in float64 alone, takes two: what agrees with it is right; whether what does not is wrong, its
+    uncertainty does not tell. Where float64 gives another ``loss``, as other random numbers of one
+    seed do, it is not taken, nor where a graph of the model is alive: parameters of another dtype
+    would cut it off.
     """
     vectors = _direction(parameters, seed)
     try:
+        if any(map(_in_a_graph, problem.model.parameters())):
+            raise ValueError("a graph of the model, or a wrapper such as DDP, holds its parameters")
         with _moved(problem, mapped(_to_float64, batch), vectors, torch.float64) as gradient_at:
             return _taken(gradient_at, vectors, torch.float64, both, loss)
     except Exception:  # float32 inside of the model, a GPU without float64
@@ -243,6 +247,15 @@ def _moved(
             }
 
         yield gradient_at
+
+
+def _in_a_graph(parameter: nn.Parameter) -> bool:
+    """Whether anybody holds the node at which a parameter's gradients arrive."""
+    if not parameter.requires_grad or parameter.dtype == torch.float64:
+        return False  # a copy of the same dtype leaves the node in place
+    mark = object()
+    get_gradient_edge(parameter).node.metadata[mark] = True  # gone with the node, if ours alone
+    return get_gradient_edge(parameter).node.metadata.pop(mark, False)
 
 
 def _tolerated(products: Mapping[nn.Parameter, Tensor]) -> dict[nn.Parameter, float]:

@@ -375,3 +375,19 @@ def test_a_function_that_is_no_way_to_the_block_is_no_obstacle():
     close(found, expected, 1e-13)
     with pytest.raises(ProblemError, match="once_differentiable"):
         dense_hessian(problem(OnceOnly.apply), whole(model))
+
+
+def test_products_stay_right_while_others_are_made_of_the_same_parameters():
+    """Checks put float64 copies in place of parameters, which cuts a living graph off: zeros."""
+    problem = setup("gpt", "tiny", samples=4).problem
+    blocks = partition(problem.model)
+    vector = torch.randn(blocks[0].size)
+    with problem.curvature_mode():
+        first = BlockHessians(problem, blocks)
+        alone = first.product(blocks[0], vector)
+        loss = problem.value(problem.batches[0])  # a graph of the user's own
+        second = BlockHessians(problem, blocks)
+        torch.testing.assert_close(first.product(blocks[0], vector), alone)
+        torch.testing.assert_close(second.product(blocks[0], vector), alone)
+    loss.backward()
+    assert all(p.grad is not None for p in blocks[0].parameters)
