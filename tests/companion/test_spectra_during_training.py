@@ -110,17 +110,8 @@ def test_stages_that_are_none_or_the_same_are_refused(shares):
         job.stages()
 
 
-BLOCKS = BlockSpectraDuringTraining(
-    *("resnet", "momentum", 0.02, "tiny"),
-    training=6,
-    batch=8,
-    samples=80,
-    shares=(0.0, 0.5),
-    hessian=4,
-    steps=3,
-    probes=1,
-    seed=3,
-)
+#: the same training by blocks, at fewer stages
+BLOCKS = BlockSpectraDuringTraining(**vars(JOB) | {"shares": (0.0, 0.5), "steps": 3, "probes": 1})
 
 
 @pytest.mark.parametrize(("stage", "step"), [("init", 0), ("50 %", 3)])

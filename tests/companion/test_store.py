@@ -219,12 +219,17 @@ def test_a_damaged_header_is_named_and_computed_again(capsys, damage):
     assert len(MADE) == 2
 
 
-def test_two_intact_results_that_changed_places_are_not_served(capsys):
+def two_results():
+    """Return a store that holds 1 and 2, and the headers of both."""
     store = Store("smoke")
     RESULTS["one"], RESULTS["two"] = table(1.0), table(2.0)
     for word in ("one", "two"):
         store.get(Thing(word=word))
-    one, two = (store.path / f"{Thing(word=word).stem}.json" for word in ("one", "two"))
+    return store, *(store.path / f"{Thing(word=word).stem}.json" for word in ("one", "two"))
+
+
+def test_two_intact_results_that_changed_places_are_not_served(capsys):
+    store, one, two = two_results()
     first, second = one.read_bytes(), two.read_bytes()
     one.write_bytes(second)
     two.write_bytes(first)
@@ -235,11 +240,7 @@ def test_two_intact_results_that_changed_places_are_not_served(capsys):
 
 
 def test_a_header_that_names_the_numbers_of_another_job_is_not_served(capsys):
-    store = Store("smoke")
-    RESULTS["one"], RESULTS["two"] = table(1.0), table(2.0)
-    for word in ("one", "two"):
-        store.get(Thing(word=word))
-    one, two = (store.path / f"{Thing(word=word).stem}.json" for word in ("one", "two"))
+    store, one, two = two_results()
     content, other = (json.loads(path.read_text(encoding="utf-8")) for path in (one, two))
     one.write_text(json.dumps(content | {key: other[key] for key in ("file", "sha256")}))
     assert same(store.get(Thing(word="one")), table(1.0))
