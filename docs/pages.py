@@ -135,24 +135,22 @@ def verdicts(results: Path) -> str:
     found = claims_table(results)
     about = (
         "*Reproduced* judges by the largest size that was run, *robust* counts the ways to measure "
-        f"it under which the claim holds, *rerun* is the {results.name} preset: reduced models "
-        "and data that stand in where data/README says so. Verdicts are counted from criteria that "
-        "the chapter argues before it shows a number."
+        f"it under which the claim holds, *rerun* those of its criteria in which the {results.name} "
+        "preset, with smaller models and few seeds, is on the same side of the threshold. Data "
+        "stand in where data/README says so. Verdicts are counted from criteria that the chapter "
+        "argues before it shows a number."
     )
-    tallies = [
-        f"**{name.capitalize()}:** "
-        + ", ".join(f"{n} {coloured(word)}" for word, n in Counter(found[name]).most_common())
-        for name in ("reproduced", "rerun")
-    ]
+    counts = Counter(found["reproduced"]).most_common()
+    tally = "**Reproduced:** " + ", ".join(f"{n} {coloured(word)}" for word, n in counts)
     rows = [
         (
             *(f"[{r.claim}](../notebooks/{r.chapter}.ipynb)", f"{r.statement} ({r.paper})"),
-            *(coloured(r.reproduced), r.robust, coloured(r.rerun)),
+            *(coloured(r.reproduced), r.robust, r.rerun),
         )
         for r in found.itertuples()
     ]
     head = "|claim|reproduced|robust|rerun"
-    return "\n\n".join([*tallies, table(head, rows), about])
+    return "\n\n".join([tally, table(head, rows), about])
 
 
 def coloured(word: str) -> str:
@@ -176,7 +174,7 @@ def expected_results(results: Path) -> str:
         finding = Finding.load(path)
         parts += [
             f"Expected: reproduced: **{finding.reproduced}**; robust: {finding.robust}; rerun: "
-            f"**{finding.rerun}**.",
+            f"{finding.rerun}.",
             table("preset|criterion|expected|needed|result", finding.table.to_numpy()),
             finding.note,
         ]

@@ -1,9 +1,8 @@
-"""Numbers with their standard errors: jackknife, bootstrap, rank correlation, thresholds."""
+"""Numbers with their standard errors: jackknife, bootstrap, thresholds."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
@@ -101,21 +100,6 @@ def bootstrap(
     return ValueWithError(value, float(found.standard_error))
 
 
-class RankCorrelation(NamedTuple):
-    """Spearman's ρ; nan where one of the numbers does not vary."""
-
-    value: float
-
-
-def rank_correlation(x: Sequence[ValueWithError], y: Sequence[ValueWithError]) -> RankCorrelation:
-    """Spearman's rank correlation of estimates, one a model; errors do not enter."""
-    from scipy.stats import spearmanr  # slow to import
-
-    values = [[value for value, _ in one] for one in (x, y)]
-    with warnings.catch_warnings(action="ignore"):  # of numbers that do not vary
-        return RankCorrelation(float(spearmanr(*values).statistic))
-
-
 @dataclass(frozen=True)
 class Criterion:
     """One number that a claim stands on."""
@@ -127,12 +111,16 @@ class Criterion:
     above: bool = True  #: whether the claim needs the number above the threshold, or below
 
     @property
+    def margin(self) -> float:
+        """By how much the number is beyond its threshold; negative where it is short of it."""
+        return (self.value - self.threshold) * (1 if self.above else -1)
+
+    @property
     def holds(self) -> bool | None:
         """True, False, or None where two standard errors do not decide, or nothing was measured."""
-        margin = (self.value - self.threshold) * (1 if self.above else -1)
-        if not math.isfinite(margin) or not math.isfinite(self.error):
+        if not math.isfinite(self.margin) or not math.isfinite(self.error):
             return None
-        return None if abs(margin) < 2 * self.error else bool(margin >= 0)
+        return None if abs(self.margin) < 2 * self.error else bool(self.margin >= 0)
 
     def __str__(self) -> str:
         sign = "≥" if self.above else "≤"

@@ -104,12 +104,11 @@ class Setup:
 
 
 def captions(several: Iterable[dict[str, str]]) -> str:
-    """Join the captions of several `Setup.about`, models on the same data together."""
+    """Name several models by their captions, `Setup.about`, those on the same data together."""
     by_data: dict[str, list[str]] = {}
     for one in several:
-        title, size, data = one["caption"].split(", ", 2)
-        size = size.removesuffix(" parameters") if by_data else size  # said once
-        by_data.setdefault(data, []).append(f"{title} ({size})")
+        title, _, data = one["caption"].split(", ", 2)
+        by_data.setdefault(data.replace(", train", ""), []).append(title)
     return "; ".join(f"{', '.join(models)} on {data}" for data, models in by_data.items())
 
 

@@ -3,14 +3,9 @@
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import spearmanr
 
 from blockspectra.statistics import (
-    ValueWithError,
     bootstrap,
-    rank_correlation,
     with_error,
 )
 
@@ -60,20 +55,6 @@ def test_a_single_group_and_a_statistic_that_is_not_finite_have_no_error():
     infinite = bootstrap(table.assign(value=np.inf), mean, group="group")
     assert infinite.mean == np.inf
     assert np.isnan(infinite.standard_error)
-
-
-def exactly(values):
-    return [ValueWithError(v, 0.0) for v in values]
-
-
-@given(st.lists(st.integers(0, 5), min_size=3, max_size=8), st.integers(0, 100))
-def test_the_value_is_scipys(values, seed):
-    other = np.random.default_rng(seed).permutation(len(values))
-    found = rank_correlation(exactly(values), exactly(other)).value
-    if len(set(values)) > 1:
-        assert found == pytest.approx(spearmanr(values, other).statistic)
-    else:
-        assert np.isnan(found)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ Everything below may be right and the one word that readers take home still be w
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -65,14 +66,22 @@ def test_above_and_below_never_hold_together_but_at_the_threshold(value, error, 
     ],
 )
 def test_the_verdicts_are_counted_from_the_criteria(criteria, verdict):
-    assert Finding("C1", criteria, "").rerun == verdict
-    found = Finding("C1", [YES], "", full=criteria)
-    assert (found.reproduced, found.rerun) == (verdict, "supported")
+    assert Finding("C1", [YES], "", full=criteria).reproduced == verdict
+    assert Finding("C1", criteria, "").reproduced == "not run"
 
 
-def test_what_was_not_run_or_could_not_have_shown_it_counts_neither_way():
-    found = Finding("C1", [NO], "", untested="ten steps show nothing")
-    assert (found.reproduced, found.rerun) == ("not run", "not tested here")
+def test_the_rerun_counts_the_criteria_on_the_same_side_of_their_thresholds():
+    near = replace(YES, value=1.01, error=5)  # undecided, yet on the same side
+    short = replace(YES, value=0.99)
+    assert Finding("C1", [YES, NO], "", full=[YES, NO, OPEN]).rerun == "2 of 2"
+    assert Finding("C1", [near, NO], "", full=[YES, NO]).rerun == "2 of 2"
+    assert Finding("C1", [short, NO], "", full=[YES, NO]).rerun == "1 of 2"
+
+
+def test_a_rerun_of_something_else_or_of_nothing_is_not_compared():
+    assert Finding("C1", [YES], "", full=[NO]).rerun == "–"
+    assert Finding("C1", [], "", full=[NO]).rerun == "–"
+    assert Finding("C1", [YES], "").rerun == "–"
 
 
 def test_robust_counts_the_variations_under_which_the_claim_holds():
@@ -108,14 +117,14 @@ def test_a_finding_is_loaded_as_it_was_saved_and_its_verdict_counted_anew(tmp_pa
     path = finding.save(tmp_path)
     assert path == tmp_path / "claims" / "C4.json"
     found = Finding.load(path)
-    assert (found.claim, found.note, found.rerun) == ("C4", "Ersatzdaten", "partly")
+    assert (found.claim, found.note, found.rerun) == ("C4", "Ersatzdaten", "1 of 1")
     assert (found.full, found.variations) == ([YES], {"σ": True})
     assert [str(c) for c in found.criteria] == [str(c) for c in finding.criteria]
     content = json.loads(path.read_text(encoding="utf-8"))
     assert "verdict" not in content  # it cannot be edited in
-    content["criteria"][0]["value"] = 0
+    content["criteria"][0]["value"] = content["full"][0]["value"] = 0
     path.write_text(json.dumps(content), encoding="utf-8")
-    assert Finding.load(path).rerun == "not supported"
+    assert Finding.load(path).reproduced == "not supported"
 
 
 def test_an_unknown_claim_or_one_without_criteria_is_refused():
@@ -132,8 +141,8 @@ def test_the_table_has_every_claim_and_says_what_was_not_measured(tmp_path):
     assert list(table.index) == list(CLAIMS)
     assert list(CLAIMS)[:11] == [f"C{i}" for i in range(1, 12)]
     verdicts = ["reproduced", "robust", "rerun"]
-    assert table.loc["C2", verdicts].tolist() == ["not run", "–", "partly"]
-    assert table.loc["C3", verdicts].tolist() == ["supported", "–", "partly"]
+    assert table.loc["C2", verdicts].tolist() == ["not run", "–", "–"]
+    assert table.loc["C3", verdicts].tolist() == ["supported", "–", "1 of 1"]
     assert table.loc["C2", "measured"] == f"{YES}; {NO}"
     assert table.loc["C3", "measured"] == str(YES)  # of the largest size
     assert table.loc["C2", "note"] == "small models"
@@ -156,7 +165,7 @@ def test_a_numpy_number_is_judged_like_a_python_one():
 
     criterion = Criterion("a number", float64(27.2), float64(5.0), 10)
     assert criterion.holds is True  # numpy's own True is another object
-    assert Finding("C4", [criterion], "").rerun == "supported"
+    assert Finding("C4", [], "", full=[criterion]).reproduced == "supported"
 
 
 DAMAGE = {
@@ -184,11 +193,11 @@ def test_a_damaged_file_is_named_in_a_terminal_too(tmp_path, monkeypatch, capsys
 
 
 def test_a_value_edited_by_hand_is_no_finding(tmp_path):
-    path = Finding("C1", [Criterion("it", 0.5, 0, 1)], "").save(tmp_path)
+    path = Finding("C1", [], "", full=[Criterion("it", 0.5, 0, 1)]).save(tmp_path)
     chapter = CLAIMS["C1"].chapter
     manifest = tmp_path / "manifests" / f"{chapter}.json"
     write_text(manifest, json.dumps({"wrote": {"claims/C1.json": digest(path)}}))
-    assert Finding.load(path).rerun == "not supported"
+    assert Finding.load(path).reproduced == "not supported"
     path.write_text(path.read_text(encoding="utf-8").replace("0.5", "1.5"), encoding="utf-8")
     with pytest.raises(ValueError, match=f"C1.json is damaged .it is not what {chapter} wrote"):
         claims_table(tmp_path)

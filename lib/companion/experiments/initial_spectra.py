@@ -106,11 +106,15 @@ def jobs(model: str, size: str, samples: int, seeds: int, **settings: Any) -> li
 
 
 def deeper(size: str) -> list[InitialSpectra]:
-    """Declare what more samples, steps and probes are tried on: ResNet18 at its own size."""
+    """Declare how else ResNet18 is measured at its own size.
+
+    With more samples, steps and probes; and with BatchNorm by the statistics of the batch.
+    """
     if size != "paper":
         return []
-    settings = {"steps": 30, "probes": 3, "blocks": "chosen"}
-    return [InitialSpectra("resnet", size, samples=8, batches=4, **settings)]
+    more = {"samples": 8, "batches": 4, "steps": 30, "probes": 3}
+    by_batch = {"samples": 8, "steps": 12, "probes": 2, "statistics": "batch"}
+    return [InitialSpectra("resnet", size, blocks="chosen", **one) for one in (more, by_batch)]
 
 
 def variants(preset: str) -> list[InitialSpectra]:

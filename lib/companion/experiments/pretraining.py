@@ -8,7 +8,6 @@ import pandas as pd
 
 from blockspectra.slq import block_spectra
 from blockspectra.spectra import Spectra
-from blockspectra.statistics import ratio  # noqa: F401  chapter 09 reads it here
 from companion.experiments import optimizer_comparison
 from companion.experiments.initial_spectra import InitialSpectra
 from companion.experiments.optimizer_comparison import compare, trained

@@ -12,6 +12,9 @@ from matplotlib.ticker import LogLocator, NullLocator
 from blockspectra.plotting.style import FAMILY, PAGE, short
 from companion.figures.panels import facets, panels, spare, typeset
 
+#: nats at and below which heat-maps are white
+FLOOR = 1e-6
+
 
 def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int | None = None) -> Figure:
     """Heat-maps of pairwise JS divergence, one a model, on one logarithmic scale up to ln 2."""
@@ -20,7 +23,7 @@ def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int | None = No
     figure, axes = panels(len(matrices), columns, height, width=width)
     for ax, (model, matrix) in zip(axes, matrices.items(), strict=True):
         style = {"cmap": "rocket_r", "interpolation": "nearest"}
-        image = ax.imshow(matrix.clip(1e-4), norm=LogNorm(1e-4, np.log(2)), **style)
+        image = ax.imshow(matrix.clip(FLOOR), norm=LogNorm(FLOOR, np.log(2)), **style)
         every = -(-len(matrix) // 12)
         ticks = range(0, len(matrix), every)
         ax.set_yticks(ticks, [short(matrix.index[i]) for i in ticks], fontsize=5)
@@ -30,7 +33,7 @@ def distance_maps(matrices: Mapping[str, pd.DataFrame], columns: int | None = No
         ax.grid(False)
     if place := spare(figure):
         where = {"cax": place.inset_axes((0, 0.5, 1, 0.1)), "orientation": "horizontal"}
-        where["ticks"] = (1e-4, 1e-2)
+        where["ticks"] = (1e-6, 1e-4, 1e-2)
         figure.get_layout_engine().set(w_pad=0.07)  # small names print wider than they are laid out
     else:
         where = {"ax": axes, "shrink": 0.8, "pad": 0.01}
