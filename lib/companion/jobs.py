@@ -51,7 +51,8 @@ CHAPTERS: dict[str, Sequence[Declaration]] = {
     "02_estimator_accuracy": [estimator_accuracy.jobs],
     "03_full_spectra": [spectra_during_training.jobs],
     "04_block_spectra": [
-        *(initial_spectra.jobs, initial_spectra.deeper, initial_spectra.variants),
+        *(initial_spectra.jobs, initial_spectra.deeper, initial_spectra.ladder),
+        initial_spectra.variants,
         *(independent_check.jobs, independent_check.estimates),
     ],
     "05_block_heterogeneity": [initial_spectra.jobs, initial_spectra.sweep_of_samples],

@@ -1,7 +1,8 @@
 """The paper's models on data: a named model, at a size, as a `Problem` at initialisation.
 
 ``tiny`` is for tests, ``small`` for a laptop, ``medium`` is small models on data that take longer
-to learn, ``paper`` has the paper's sizes. No data set is the paper's own but, perhaps,
+to learn, ``paper`` has the paper's sizes, and a share such as ``1/4`` is the paper's model with that
+much of every width, on the same data. No data set is the paper's own but, perhaps,
 Shakespeare's characters: see ``data/README.md`` for what stands in.
 """
 
@@ -9,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,6 +55,26 @@ ARCHITECTURES = {
     "gpt-bpe": Architecture("GPT, BPE", "Transformer", gpt.GPT, {"medium": gpt.SMALL}),
     "nano": Architecture("GPT2-nano", "Transformer", gpt.GPT, {"paper": gpt.NANO}),
 }
+#: shares of every width at which models of the paper are measured, its own size aside
+LADDER = {
+    "vgg": ("1/16", "1/8", "1/4", "1/2"),
+    "vit": ("1/12", "1/6", "1/4", "1/2"),
+    "nano": ("1/6", "1/3", "2/3", "2"),
+}
+
+
+def _narrowed(configuration: Any, share: Fraction) -> Any:
+    """Multiply every width; heads of attention keep theirs, so their number changes."""
+    if hasattr(configuration, "plan"):
+        plan = tuple(step if step == "M" else int(step * share) for step in configuration.plan)
+        return replace(configuration, plan=plan, hidden=int(configuration.hidden * share))
+    changes = {name: int(getattr(configuration, name) * share) for name in ("width", "heads")}
+    return replace(configuration, **changes)
+
+
+for _name, _shares in LADDER.items():
+    _sized = ARCHITECTURES[_name].configurations
+    _sized |= {share: _narrowed(_sized["paper"], Fraction(share)) for share in _shares}
 #: models that come in reduced sizes too
 REDUCED = tuple(name for name, one in ARCHITECTURES.items() if "small" in one.configurations)
 #: entries of ``models/variants.yaml``: name → base, title and what is changed
@@ -140,7 +162,9 @@ def setup(
     architecture = ARCHITECTURES[name]
     configuration = architecture.configurations[size]
     data = load(name, size, samples, seed)
-    if name == "nano" or size != "paper":  # there the outputs stay those of the paper's data
+    if name == "nano" or not _has_papers_data(
+        size
+    ):  # there the outputs stay those of the paper's data
         outputs = "vocab" if hasattr(configuration, "vocab") else "classes"
         configuration = replace(configuration, **{outputs: data.classes})
     if not literal_init:
@@ -179,8 +203,12 @@ def load(name: str, size: str, samples: int, seed: int, split: str = "train") ->
     if size == "medium":
         return datasets.fashion(images=samples, **drawn)
     # a crop of 224 at half size would be larger than half of the smallest photograph
-    side, scale = {"tiny": (8, 0.5), "small": (32, 0.5), "paper": (224, 1.0)}[size]
+    side, scale = {"tiny": (8, 0.5), "small": (32, 0.5)}.get(size, (224, 1.0))
     return datasets.photographs(size=side, crops=max(8, samples // 8), scale=scale, **drawn)
+
+
+def _has_papers_data(size: str) -> bool:
+    return size == "paper" or "/" in size
 
 
 def names(text: str) -> list[str]:

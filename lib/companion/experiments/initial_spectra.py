@@ -117,6 +117,22 @@ def deeper(size: str) -> list[InitialSpectra]:
     return [InitialSpectra("resnet", size, blocks="chosen", **one) for one in (more, by_batch)]
 
 
+def ladder(size: str) -> list[InitialSpectra]:
+    """Declare models between the reduced size and the paper's, three initialisations each.
+
+    Two Lanczos steps give the root mean square eigenvalue, and no more is asked.
+    """
+    if size != "paper":
+        return []
+    settings = {"samples": 2, "steps": 2, "probes": 2, "blocks": "chosen"}
+    return [
+        InitialSpectra(model, rung, seed=seed, **settings)
+        for seed in range(3)
+        for model, shares in setups.LADDER.items()
+        for rung in (*shares, "paper")
+    ]
+
+
 def variants(preset: str) -> list[InitialSpectra]:
     """Declare other ways to measure the reduced models, for the full preset: quick spectra.
 
