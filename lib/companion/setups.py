@@ -1,9 +1,9 @@
 """The paper's models on data: a named model, at a size, as a `Problem` at initialisation.
 
 ``tiny`` is for tests, ``small`` for a laptop, ``medium`` is small models on data that take longer
-to learn, ``paper`` has the paper's sizes, and a share such as ``1/4`` is the paper's model with that
-much of every width, on the same data. No data set is the paper's own but, perhaps,
-Shakespeare's characters: see ``data/README.md`` for what stands in.
+to learn, ``paper`` has the paper's sizes. A share such as ``1/4`` is the paper's model with that
+much of every width, on the same data. No data set is the paper's own but, perhaps, Shakespeare's
+characters: see ``data/README.md`` for what stands in.
 """
 
 import hashlib
@@ -162,9 +162,7 @@ def setup(
     architecture = ARCHITECTURES[name]
     configuration = architecture.configurations[size]
     data = load(name, size, samples, seed)
-    if name == "nano" or not _has_papers_data(
-        size
-    ):  # there the outputs stay those of the paper's data
+    if name == "nano" or not _is_of_papers_data(size):  # or outputs stay those of the paper
         outputs = "vocab" if hasattr(configuration, "vocab") else "classes"
         configuration = replace(configuration, **{outputs: data.classes})
     if not literal_init:
@@ -207,7 +205,7 @@ def load(name: str, size: str, samples: int, seed: int, split: str = "train") ->
     return datasets.photographs(size=side, crops=max(8, samples // 8), scale=scale, **drawn)
 
 
-def _has_papers_data(size: str) -> bool:
+def _is_of_papers_data(size: str) -> bool:
     return size == "paper" or "/" in size
 
 
