@@ -135,17 +135,18 @@ def verdicts(results: Path) -> str:
     found = claims_table(results)
     about = (
         "*Reproduced* judges by the largest size that was run, *robust* counts the ways to measure "
-        f"it under which the claim holds, *rerun* those of its criteria in which the {results.name} "
-        "preset, with smaller models and few seeds, is on the same side of the threshold. Data "
-        "stand in where data/README says so. Verdicts are counted from criteria that the chapter "
-        "argues before it shows a number."
+        "it under which the claim holds, *rerun* those of its criteria in which the "
+        f"{results.name} preset, with smaller models and few seeds, is on the same side of the "
+        "threshold. Data stand in where data/README says so. Verdicts are counted from criteria "
+        "that the chapter argues before it shows a number."
     )
     counts = Counter(found["reproduced"]).most_common()
     tally = "**Reproduced:** " + ", ".join(f"{n} {coloured(word)}" for word, n in counts)
     rows = [
         (
             *(f"[{r.claim}](../notebooks/{r.chapter}.ipynb)", f"{r.statement} ({r.paper})"),
-            *(coloured(r.reproduced), r.robust, r.rerun),
+            coloured(r.reproduced),
+            *(count.replace(" ", "\u00a0") for count in (r.robust, r.rerun)),  # in one line
         )
         for r in found.itertuples()
     ]
