@@ -114,6 +114,17 @@ def test_a_medium_model_sees_the_data_that_take_longer():
     assert std == pytest.approx(0.02 * (768 / 64) ** 0.5, rel=0.05)
 
 
+def test_a_share_of_the_papers_widths_keeps_depth_data_and_gain():
+    narrow, whole = (setup("nano", size, samples=1) for size in ("1/3", "paper"))
+    assert narrow.data.checksum == whole.data.checksum
+    one, other = narrow.problem.model.config, whole.problem.model.config
+    assert (one.layers, one.context, one.vocab) == (other.layers, other.context, other.vocab)
+    assert one.width / one.heads == other.width / other.heads
+    assert (3 * one.width, one.init_std / 3**0.5) == (other.width, pytest.approx(other.init_std))
+    plan = setup("vgg", "1/16", samples=1).problem.model.config.plan
+    assert plan == tuple(step if step == "M" else step // 16 for step in vgg.VGG16.plan)
+
+
 def test_the_caption_names_model_size_data_and_what_the_data_stand_for():
     caption = setup("vgg", "tiny", samples=2).caption
     assert caption.startswith("VGG, 1,778 parameters, photographs")
