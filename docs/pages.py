@@ -134,18 +134,19 @@ def verdicts(results: Path) -> str:
     """Say what the paper claims and what came out: a tally, then one row a claim."""
     found = claims_table(results)
     about = (
-        "*Reproduced* judges by the largest size that was run, *robust* counts the ways to measure "
-        "it under which the claim holds, *rerun* those of its criteria in which the "
-        f"{results.name} preset, with smaller models and few seeds, is on the same side of the "
-        "threshold. Data stand in where data/README says so. Verdicts are counted from criteria "
-        "that the chapter argues before it shows a number."
+        "*Reproduced* judges by the largest size that was run, and says how many criteria hold; "
+        "*robust* counts the ways to measure it under which the claim holds (C3, C4: under which "
+        "every Transformer is above every CNN), *rerun* in how many of these criteria the "
+        f"{results.name} preset, with smaller models and few seeds, agrees / contradicts / leaves "
+        "it open. Data stand in where data/README says so. Verdicts are counted from criteria that "
+        "the chapter argues before it shows a number."
     )
     counts = Counter(found["reproduced"]).most_common()
     tally = "**Reproduced:** " + ", ".join(f"{n} {coloured(word)}" for word, n in counts)
     rows = [
         (
             *(f"[{r.claim}](../notebooks/{r.chapter}.ipynb)", f"{r.statement} ({r.paper})"),
-            coloured(r.reproduced),
+            f"{coloured(r.reproduced)} {r.held}",
             *(count.replace(" ", "\u00a0") for count in (r.robust, r.rerun)),  # in one line
         )
         for r in found.itertuples()
@@ -174,8 +175,8 @@ def expected_results(results: Path) -> str:
             continue
         finding = Finding.load(path)
         parts += [
-            f"Expected: reproduced: **{finding.reproduced}**; robust: {finding.robust}; rerun: "
-            f"{finding.rerun}.",
+            f"Expected: reproduced: **{finding.reproduced}** ({finding.held} criteria hold); "
+            f"robust: {finding.robust}; rerun agrees / contradicts / open: {finding.rerun}.",
             table("preset|criterion|expected|needed|result", finding.table.to_numpy()),
             finding.note,
         ]

@@ -111,16 +111,12 @@ class Criterion:
     above: bool = True  #: whether the claim needs the number above the threshold, or below
 
     @property
-    def margin(self) -> float:
-        """By how much the number is beyond its threshold; negative where it is short of it."""
-        return (self.value - self.threshold) * (1 if self.above else -1)
-
-    @property
     def holds(self) -> bool | None:
         """True, False, or None where two standard errors do not decide, or nothing was measured."""
-        if not math.isfinite(self.margin) or not math.isfinite(self.error):
+        margin = (self.value - self.threshold) * (1 if self.above else -1)
+        if not math.isfinite(margin) or not math.isfinite(self.error):
             return None
-        return None if abs(self.margin) < 2 * self.error else bool(self.margin >= 0)
+        return None if abs(margin) < 2 * self.error else bool(margin >= 0)
 
     def __str__(self) -> str:
         sign = "≥" if self.above else "≤"

@@ -115,8 +115,8 @@ class Chapter:
         if not self.store.read_only:
             path = finding.save(self.folder)
             self.wrote[f"claims/{path.name}"] = digest(path)
-        print(f"{claim}: reproduced at preset full: {finding.reproduced}", end="; ")
-        print(f"robust: {finding.robust}; rerun: {finding.rerun}")
+        print(f"{claim}: reproduced at preset full: {finding.reproduced} ({finding.held})", end="")
+        print(f"; robust: {finding.robust}; rerun agrees / contradicts / open: {finding.rerun}")
         return finding
 
     def finish(self) -> str:

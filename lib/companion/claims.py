@@ -5,7 +5,7 @@ A claim has criteria: each a number with an uncertainty, and a threshold that th
 errors, fails where it is short of it by two, and is undecided between. Verdicts are counted from
 the criteria, never set. They answer three questions: is the claim *reproduced* at the largest size
 that was run, is it *robust* to how it is measured, and does the *rerun* that anybody can make on a
-laptop, with fewer seeds and smaller models, come out on the same side of the thresholds?
+laptop, with fewer seeds and smaller models, agree?
 """
 
 import json
@@ -72,14 +72,23 @@ class Finding:
         return verdict(self.full) if self.full else "not run"
 
     @property
-    def rerun(self) -> str:
-        """In how many of the full preset's criteria the run at hand is on the same side, in words.
+    def held(self) -> str:
+        """How many of the criteria hold at the full preset, in words."""
+        return f"{sum(c.holds is True for c in self.full)} of {len(self.full)}"
 
-        No verdict, since the run has few seeds. A dash where it measures none of them.
+    @property
+    def rerun(self) -> str:
+        """In how many of the full preset's criteria the run at hand agrees, contradicts, or cannot.
+
+        As in ``1 / 2 / 1``; the last are those that one of the two leaves undecided. No verdict,
+        since the run has few seeds. A dash where it measures none of them.
         """
-        stored = {c.text: c.margin >= 0 for c in self.full}
-        same = [(c.margin >= 0) == stored[c.text] for c in self.criteria if c.text in stored]
-        return f"{sum(same)} of {len(same)}" if same else "–"
+        stored = {c.text: c.holds for c in self.full}
+        both = [{c.holds, stored[c.text]} for c in self.criteria if c.text in stored]
+        still_open = sum(None in pair for pair in both)
+        contradicted = both.count({True, False})
+        agreed = len(both) - contradicted - still_open
+        return f"{agreed} / {contradicted} / {still_open}" if both else "–"
 
     @property
     def robust(self) -> str:
@@ -133,19 +142,20 @@ class Finding:
 def claims_table(*folders: Path | None) -> pd.DataFrame:
     """All claims with what the stores hold of them, one row a claim; the first folder wins.
 
-    Columns: claim, statement, paper, reproduced, robust, rerun, measured, note, chapter; a claim
-    that no chapter has measured says ``not measured``.
+    Columns: claim, statement, paper, reproduced, held, robust, rerun, measured, note, chapter; a
+    claim that no chapter has measured says ``not measured``.
     """
     rows = []
     for name, claim in CLAIMS.items():
         paths = [f / "claims" / f"{name}.json" for f in folders if f is not None]
         found = next((Finding.load(path) for path in paths if path.exists()), None)
-        measured = ("not measured", "–", "not measured", "", "")
+        measured = ("not measured", "–", "–", "–", "", "")
         if found:
             criteria = "; ".join(map(str, found.full or found.criteria))
-            measured = found.reproduced, found.robust, found.rerun, criteria, found.note
+            measured = (found.reproduced, found.held, found.robust, found.rerun)
+            measured += (criteria, found.note)
         rows.append((name, claim.statement, claim.paper, *measured, claim.chapter))
-    columns = "claim statement paper reproduced robust rerun measured note chapter"
+    columns = "claim statement paper reproduced held robust rerun measured note chapter"
     return pd.DataFrame(rows, columns=columns.split())
 
 

@@ -20,7 +20,8 @@ def claims_text(results: Path) -> str:
     for row in claims_table(results).to_dict("records"):
         head = f"{row['claim']:<4}"
         texts = [f"{row['statement']} ({row['paper']})"]
-        texts += ["; ".join(f"{what}: {row[what]}" for what in ("reproduced", "robust", "rerun"))]
+        counts = ("reproduced", "held", "robust", "rerun")
+        texts += ["; ".join(f"{what}: {row[what]}" for what in counts)]
         texts += [f"{part}: {row[part]}" for part in ("measured", "note") if row[part]]
         for text in texts:
             indent = " " * len(head)

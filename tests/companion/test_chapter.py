@@ -264,7 +264,10 @@ def test_a_pdf_has_the_same_bytes_every_time(tmp_path):
 def test_conclude_keeps_a_claim_and_prints_its_verdict(tmp_path, capsys):
     criterion = Criterion("distance", 0.5, 0.01, 0.1)
     chapter().conclude("C4", [criterion], "small models")
-    said = "C4: reproduced at preset full: not run; robust: –; rerun: –\n"
+    said = (
+        "C4: reproduced at preset full: not run (0 of 0); robust: –; "
+        "rerun agrees / contradicts / open: –\n"
+    )
     assert capsys.readouterr().out == said
     found = Finding.load(tmp_path / "smoke" / "claims" / "C4.json")
     assert found == Finding("C4", [criterion], "small models")

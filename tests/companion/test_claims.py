@@ -70,12 +70,12 @@ def test_the_verdicts_are_counted_from_the_criteria(criteria, verdict):
     assert Finding("C1", criteria, "").reproduced == "not run"
 
 
-def test_the_rerun_counts_the_criteria_on_the_same_side_of_their_thresholds():
-    near = replace(YES, value=1.01, error=5)  # undecided, yet on the same side
-    short = replace(YES, value=0.99)
-    assert Finding("C1", [YES, NO], "", full=[YES, NO, OPEN]).rerun == "2 of 2"
-    assert Finding("C1", [near, NO], "", full=[YES, NO]).rerun == "2 of 2"
-    assert Finding("C1", [short, NO], "", full=[YES, NO]).rerun == "1 of 2"
+def test_the_rerun_counts_criteria_that_agree_that_contradict_and_that_are_open():
+    near, short = replace(YES, value=1.01, error=5), replace(YES, value=0.5)
+    assert Finding("C1", [YES, NO], "", full=[YES, NO, OPEN]).rerun == "2 / 0 / 0"
+    assert Finding("C1", [near, NO, OPEN], "", full=[YES, NO, OPEN]).rerun == "1 / 0 / 2"
+    assert Finding("C1", [short, NO], "", full=[YES, NO]).rerun == "1 / 1 / 0"
+    assert Finding("C1", [short, NO], "", full=[YES, NO]).held == "1 of 2"
 
 
 def test_a_rerun_of_something_else_or_of_nothing_is_not_compared():
@@ -117,7 +117,7 @@ def test_a_finding_is_loaded_as_it_was_saved_and_its_verdict_counted_anew(tmp_pa
     path = finding.save(tmp_path)
     assert path == tmp_path / "claims" / "C4.json"
     found = Finding.load(path)
-    assert (found.claim, found.note, found.rerun) == ("C4", "Ersatzdaten", "1 of 1")
+    assert (found.claim, found.note, found.rerun) == ("C4", "Ersatzdaten", "1 / 0 / 0")
     assert (found.full, found.variations) == ([YES], {"σ": True})
     assert [str(c) for c in found.criteria] == [str(c) for c in finding.criteria]
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -142,12 +142,13 @@ def test_the_table_has_every_claim_and_says_what_was_not_measured(tmp_path):
     assert list(CLAIMS)[:11] == [f"C{i}" for i in range(1, 12)]
     verdicts = ["reproduced", "robust", "rerun"]
     assert table.loc["C2", verdicts].tolist() == ["not run", "–", "–"]
-    assert table.loc["C3", verdicts].tolist() == ["supported", "–", "1 of 1"]
+    assert table.loc["C3", verdicts].tolist() == ["supported", "–", "1 / 0 / 0"]
     assert table.loc["C2", "measured"] == f"{YES}; {NO}"
     assert table.loc["C3", "measured"] == str(YES)  # of the largest size
     assert table.loc["C2", "note"] == "small models"
     others = table.drop(["C2", "C3"])
-    assert (others[["reproduced", "rerun"]] == "not measured").all(axis=None)
+    assert (others["reproduced"] == "not measured").all()
+    assert (others[["held", "rerun"]] == "–").all(axis=None)
     assert (others["measured"] == "").all()
     assert (table["statement"].str.len() > 20).all()
 

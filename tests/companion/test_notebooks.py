@@ -219,8 +219,8 @@ class TestReport:
 
     def test_claims_fit_a_terminal(self, results):
         text = claims_text(results)
-        assert "reproduced: not run; robust: –; rerun: –" in text
-        assert "reproduced: not measured; robust: –; rerun: not measured" in text
+        assert "reproduced: not run; held: 0 of 0; robust: –; rerun: –" in text
+        assert "reproduced: not measured; held: –; robust: –; rerun: –" in text
         assert "measured: ratio <script>: 3.00 ± 0.10 (≥ 2: holds)" in text
         assert max(map(len, text.splitlines())) < 110
 

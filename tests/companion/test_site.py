@@ -219,8 +219,8 @@ class TestPagesOfARun:
         run("docs/pages.py", tmp_path / "pages", *folders)
         texts = {path.stem: path.read_text() for path in (tmp_path / "pages").glob("*.md")}
         home = texts["index"]
-        assert "in which the smoke preset, with smaller" in home
-        assert re.search(r"\| \[C3\].*>not run</span> \| – \| – \|", home)
+        assert "how many of these criteria the smoke preset, with smaller" in home
+        assert re.search(r"\| \[C3\].*>not run</span> 0 of 0 \| – \| – \|", home)
         assert re.search(r"\| \[C1\].*>not measured</span>", home)
         assert "In short:" not in home  # that is said of the committed results
         assert (

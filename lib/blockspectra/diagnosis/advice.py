@@ -61,14 +61,13 @@ def advise(
     above, name = values[measure] > limit, MEASURES[measure]
     high = own["value"] > limit
     alike = above == high  # reference models on this side of the threshold
-    beat = (
-        f"{needed}, by two errors, would" if needed <= count else "no number of so few models would"
-    )
+    beat = f"from {needed} on it would" if needed <= count else "no number of so few models would"
     word, reasons = SILENT, list(obstacles)
     if works.holds is not True:
         reasons.append(
             f"The evidence is weak: about architectures that it had not seen, the rule was right "
-            f"for {hits} of {count} models (± {noise * count:.1f}); {beat} beat guessing."
+            f"for {hits} ± {noise * count:.0f} of {count} models; {beat} beat guessing by two "
+            f"errors."
         )
     elif side.holds is None:
         reasons.append(

@@ -166,7 +166,7 @@ def variant(one: Spectra) -> str:
     for (key, usual), text in words.items():
         if one.meta.get(key, usual) != usual:
             return text.format(one.meta[key])
-    return "8 samples"
+    return "the same, quickly"
 
 
 def scales(measured: Sequence[Spectra]) -> pd.DataFrame:
