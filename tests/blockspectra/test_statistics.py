@@ -4,10 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from blockspectra.statistics import (
-    bootstrap,
-    with_error,
-)
+from blockspectra.statistics import ValueWithError, bootstrap, ratio, with_error
 
 
 def grouped(groups, rows, within=0.0, seed=0):
@@ -55,6 +52,14 @@ def test_a_single_group_and_a_statistic_that_is_not_finite_have_no_error():
     infinite = bootstrap(table.assign(value=np.inf), mean, group="group")
     assert infinite.mean == np.inf
     assert np.isnan(infinite.standard_error)
+
+
+def test_error_of_a_ratio_is_that_of_many_draws():
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0.2, 0.01, 100_000) / rng.normal(0.5, 0.02, 100_000)
+    value, error = ratio(ValueWithError(0.2, 0.01), ValueWithError(0.5, 0.02))
+    assert value == pytest.approx(0.4)
+    assert error == pytest.approx(draws.std(), rel=0.05)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from blockspectra import block_spectra, js0
-from blockspectra.statistics import ValueWithError
 from companion.datasets import DataError, sequences, sources, transfer
 from companion.experiments.initial_spectra import InitialSpectra
 from companion.experiments.optimizer_comparison import TrainingRun
@@ -26,7 +25,6 @@ from companion.experiments.pretraining import (
     FineTuningRun,
     PretrainedSpectra,
     Pretraining,
-    ratio,
 )
 from companion.pretrained.gpt2 import Checkpoint, CheckpointError, Logits
 from companion.pretrained.minilm import FOLDER, MiniLM, _state
@@ -268,11 +266,3 @@ class TestCheckpoint:
         transformers.BertConfig().save_pretrained(tmp_path)
         with pytest.raises(CheckpointError, match="is a bert of 30522 tokens: give a GPT2"):
             Checkpoint(str(tmp_path)).reachable()
-
-
-def test_error_of_a_ratio_is_that_of_many_draws():
-    rng = np.random.default_rng(0)
-    draws = rng.normal(0.2, 0.01, 100_000) / rng.normal(0.5, 0.02, 100_000)
-    value, error = ratio(ValueWithError(0.2, 0.01), ValueWithError(0.5, 0.02))
-    assert value == pytest.approx(0.4)
-    assert error == pytest.approx(draws.std(), rel=0.05)
