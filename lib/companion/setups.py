@@ -162,7 +162,7 @@ def setup(
     architecture = ARCHITECTURES[name]
     configuration = architecture.configurations[size]
     data = load(name, size, samples, seed)
-    if name == "nano" or not _is_of_papers_data(size):  # or outputs stay those of the paper
+    if name == "nano" or size not in ("paper", *LADDER.get(name, ())):  # else they stay the paper's
         outputs = "vocab" if hasattr(configuration, "vocab") else "classes"
         configuration = replace(configuration, **{outputs: data.classes})
     if not literal_init:
@@ -203,10 +203,6 @@ def load(name: str, size: str, samples: int, seed: int, split: str = "train") ->
     # a crop of 224 at half size would be larger than half of the smallest photograph
     side, scale = {"tiny": (8, 0.5), "small": (32, 0.5)}.get(size, (224, 1.0))
     return datasets.photographs(size=side, crops=max(8, samples // 8), scale=scale, **drawn)
-
-
-def _is_of_papers_data(size: str) -> bool:
-    return size == "paper" or "/" in size
 
 
 def names(text: str) -> list[str]:
