@@ -204,7 +204,7 @@ SCALES = {  # of a block
 def log_spread(spectra: Spectra, of: str = "largest") -> ValueWithError:
     """Return the standard deviation over blocks of a logarithm, in decades.
 
-    ``of`` "largest" is that of λ_max, "trace" of the |trace|, "rms" of the root mean square
+    ``of`` "largest" is that of λ_max, "trace" of the |trace|, "rms" of the root mean square (RMS)
     eigenvalue, √(tr H²/size), which Lanczos gives without bias and which depends on no parameter.
     Blocks whose value is not positive beyond rounding (a zero Hessian) do not count.
     """
@@ -242,8 +242,8 @@ def heterogeneity(spectra: Spectra) -> pd.DataFrame:
         found = _mean_over_pairs(binned_density(spectra, axis=axis), MEASURES)
         rows |= {f"{m}, {axis}": (*estimate, unit[m]) for m, estimate in found.items()}
     rows["js, signed-log, no zeros"] = (*without_zeros(spectra), "nats")
-    for of, name in zip(SCALES, ("λ_max", "trace", "RMS"), strict=True):
-        rows[f"std log10 {name}"] = (*log_spread(spectra, of), "decades")
+    for of, name in zip(SCALES, ("λ_max", "trace", "RMS eigenvalue"), strict=True):
+        rows[f"spread of {name}"] = (*log_spread(spectra, of), "decades")
     columns = ["value", "standard_error", "unit"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns).rename_axis("measure")
 

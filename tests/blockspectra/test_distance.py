@@ -270,7 +270,7 @@ def test_heterogeneity_lists_every_measure_with_its_error_and_unit():
     assert table.loc["js, signed-log", "value"] == js0(THREE).mean
     assert table.loc["w1, raw", "value"] == js0(THREE, axis="raw", measure="w1").mean
     assert table.loc["w1, signed-log", "unit"] == "decades"
-    assert table.loc["std log10 λ_max", "value"] == log_spread(THREE).mean
+    assert table.loc["spread of λ_max", "value"] == log_spread(THREE).mean
     assert {f"{m}, {a}" for m in MEASURES for a in AXES} <= set(table.index)
     assert np.isfinite(table[["value", "standard_error"]].to_numpy()).all()
 

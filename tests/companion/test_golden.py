@@ -69,7 +69,7 @@ def of_spectra(spectra: Spectra) -> dict[str, float]:
         "share of zeros": zero_share(spectra).mean(),
         "lost orthogonality is small": float(spectra.orthogonality.max() < 1e-5),
     }
-    return found | {f"{name}": measures[name] for name in ("w1, signed-log", "std log10 λ_max")}
+    return found | {f"{name}": measures[name] for name in ("w1, signed-log", "spread of λ_max")}
 
 
 def of_scales(spectra: Spectra) -> dict[str, float]:

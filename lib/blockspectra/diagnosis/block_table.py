@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from blockspectra.blocks import Block
-from blockspectra.distance import zero_share
+from blockspectra.distance import rms
 from blockspectra.gradient_graph import gradients
 from blockspectra.problem import Problem
 from blockspectra.spectra import Spectra
@@ -22,10 +22,10 @@ def block_table(
 ) -> pd.DataFrame:
     """Describe every block, from its spectrum and the divergences of `js_matrix`.
 
-    Columns, indexed by block: size; lambda_max (largest Ritz value, a lower bound); trace and its
-    standard error over probes, trace_error; gradient_norm (of the mean loss); zero_share (of
-    eigenvalues, as of `zero_share`); distance (mean divergence from the others, nats); z_distance,
-    z_lambda_max (`robust_z` of the distance and of log10 λ_max); stands_out (why, or empty).
+    Columns, indexed by block: size; lambda_max (largest Ritz value, a lower bound); rms (RMS
+    eigenvalue); trace and its standard error over probes, trace_error; gradient_norm (of the mean
+    loss); distance (mean divergence from the others, nats); z_distance, z_lambda_max (`robust_z` of
+    the distance and of log10 λ_max); stands_out (why, or empty).
     """
     traces, counts = spectra.traces(), spectra.counts
     several = counts > 1
@@ -37,10 +37,10 @@ def block_table(
         {
             "size": spectra.sizes,
             "lambda_max": largest,
+            "rms": rms(spectra),
             "trace": np.nanmean(traces, axis=1),
             "trace_error": error,
             "gradient_norm": gradient_norms(problem, blocks),
-            "zero_share": zero_share(spectra),
             "distance": divergences.to_numpy().sum(1) / (len(divergences) - 1),
         },
         index=pd.Index(spectra.names, name="block"),

@@ -117,7 +117,7 @@ def among_references(
     ax.axvspan(own.mean - error, own.mean + error, color="0.85", zorder=0)
     ax.axvline(own.mean, color="0.35", linewidth=1.6)
     figure.legend(loc="outside upper center", ncols=3, frameon=False)
-    name = MEASURES[advice.measure].replace("λ_rms", "$λ_{rms}$").replace("λ_max", "$λ_{max}$")
+    name = MEASURES[advice.measure].replace("λ_max", "$λ_{max}$")
     ax.set(xlabel=name, ylabel="gap (share of AdamW's progress\nthat SGD lacks)")
     ax.set_ylim(bottom=max(ax.get_ylim()[0], -0.5))  # one model's bar would flatten the others
     ax.set_title(f"grey: {textwrap.shorten(model, 40, placeholder='…')}")

@@ -25,10 +25,10 @@ DPI = 130
 BLOCK_COLUMNS = {
     "size": "parameters",
     "lambda_max": "λ_max",
+    "rms": "RMS eigenvalue",
     "trace": "trace",
     "trace_error": "± (probes)",
     "gradient_norm": "gradient",
-    "zero_share": "zeros",
     "distance": "distance",
 }
 

@@ -16,8 +16,8 @@ JS0 = "js, signed-log"
 MEASURES = {
     "sum, raw": "JS⁰ (un-normalised sum)",
     JS0: "JS⁰ (nats)",
-    "std log10 RMS": "spread over blocks of λ_rms (decades)",
-    "std log10 λ_max": "spread over blocks of λ_max (decades)",
+    "spread of RMS eigenvalue": "spread of the RMS eigenvalue (decades)",
+    "spread of λ_max": "spread of λ_max (decades)",
 }
 SETTINGS = ("steps", "probes", "samples", "seeds")
 

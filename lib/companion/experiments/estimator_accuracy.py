@@ -223,7 +223,7 @@ def errors_under_tolerance(
 ) -> pd.DataFrame:
     """Error of spectra taken under a ``tolerance``, beside the error expected of each.
 
-    Both are Wasserstein-1 distances in units of the root mean square eigenvalue. Columns: block,
+    Both are Wasserstein-1 distances in units of the RMS eigenvalue. Columns: block,
     repeat, error, expected, steps, probes.
     """
     values, scale = torch.tensor(eigenvalues), float(np.sqrt((eigenvalues**2).mean()))

@@ -1,7 +1,7 @@
 """Stored spectra against differences of plain gradients in float64.
 
 α₁ = vᵀHv and β₁ = ‖Hv − α₁v‖ of the first probe v follow from two gradients, without second
-derivatives, kept graphs or Lanczos. The trace and the root mean square eigenvalue are made of these
+derivatives, kept graphs or Lanczos. The trace and the RMS eigenvalue are made of these
 two. λ_max and the trace are then estimated anew: by ARPACK, and from random signs.
 """
 

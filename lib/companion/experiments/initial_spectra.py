@@ -120,7 +120,7 @@ def deeper(size: str) -> list[InitialSpectra]:
 def ladder(size: str) -> list[InitialSpectra]:
     """Declare models between the reduced size and the paper's, three initialisations each.
 
-    Two Lanczos steps give the root mean square eigenvalue, and no more is asked.
+    Two Lanczos steps give the RMS eigenvalue, and no more is asked.
     """
     if size != "paper":
         return []
@@ -154,8 +154,8 @@ def variants(preset: str) -> list[InitialSpectra]:
     return jobs + [InitialSpectra(model, samples=64, seed=seed, **quick) for model, seed in many]
 
 
-def variant(one: Spectra) -> str:
-    """Say in which way of `variants` a spectrum was measured."""
+def by_way(measured: Sequence[Spectra]) -> dict[str, list[Spectra]]:
+    """Group spectra of `variants` by the way in which they were measured, in words."""
     words = {
         ("samples", 8): "{} samples, five seeds",
         ("by", "tensor"): "blocks by {}",
@@ -163,10 +163,12 @@ def variant(one: Spectra) -> str:
         ("statistics", "running"): "BatchNorm by the batch",
         ("matrix", "hessian"): "Gauss–Newton part alone",
     }
-    for (key, usual), text in words.items():
-        if one.meta.get(key, usual) != usual:
-            return text.format(one.meta[key])
-    return "the same, quickly"
+    groups: dict[str, list[Spectra]] = {}
+    for one in measured:
+        known = {key: one.meta.get(key, usual) for key, usual in words}
+        changed = (text.format(known[key]) for (key, u), text in words.items() if known[key] != u)
+        groups.setdefault(next(changed, "the same, quickly"), []).append(one)
+    return groups
 
 
 def scales(measured: Sequence[Spectra]) -> pd.DataFrame:

@@ -81,7 +81,7 @@ class BlockScales(Job):
         """Return one row a block: block, entries, square, largest, rms.
 
         ``square`` is the mean over entries and mini-batches of the squared gradient, ``largest``
-        λ_max from below, ``rms`` the root mean square eigenvalue.
+        λ_max from below, ``rms`` the RMS eigenvalue.
         """
         problem = self.problem()
         blocks = partition(problem.model, vectors=True)

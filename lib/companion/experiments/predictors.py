@@ -26,7 +26,7 @@ from companion.store import Job, Store, declare
 SPECTRAL = {
     "JS⁰, un-normalised sum": partial(js0, measure="sum", axis="raw"),
     "JS⁰ (nats)": js0,
-    "spread of λ_rms (decades)": partial(log_spread, of="rms"),
+    "spread of RMS eigenvalue (decades)": partial(log_spread, of="rms"),
     "spread of λ_max (decades)": log_spread,
 }
 #: what C9 is asked of under other definitions of JS⁰

@@ -72,5 +72,5 @@ def heterogeneity_by_measure(table: pd.DataFrame) -> Figure:
 def _title(measure: str) -> str:
     """Say in words which measure a short name such as ``js, raw`` stands for."""
     words = {"js": "JS divergence", "sqrt": "JS distance", "w1": "Wasserstein-1"}
-    words |= {"sum": "un-normalised sum", "std log10": "spread of log₁₀"}
+    words |= {"sum": "un-normalised sum"}
     return re.sub(rf"^({'|'.join(words)})\b", lambda name: words[name[0]], measure)
