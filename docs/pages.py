@@ -146,7 +146,7 @@ def verdicts(results: Path) -> str:
     rows = [
         (
             *(f"[{r.claim}](../notebooks/{r.chapter}.ipynb)", f"{r.statement} ({r.paper})"),
-            f"{coloured(r.reproduced)} {r.held}",
+            f"{coloured(r.reproduced)} " + r.held.replace(" ", "\u00a0"),
             *(count.replace(" ", "\u00a0") for count in (r.robust, r.rerun)),  # in one line
         )
         for r in found.itertuples()
