@@ -83,5 +83,7 @@ class Ranks:
 
 
 def _alike(first: Any, other: Any) -> bool:
+    if isinstance(first, list) and isinstance(other, list):
+        return len(first) == len(other) and all(map(_alike, first, other))
     floats = isinstance(first, float) and isinstance(other, float)
     return math.isclose(first, other, rel_tol=1e-6) if floats else first == other

@@ -97,6 +97,7 @@ class BlockHessians:
         self.derivatives, self.matrix, self.aside = known.derivatives, matrix, known.aside
         first, *others = problem.batches
         graph = known if matrix == "hessian" else self._graph(first)
+        self.derivatives = graph.derivatives  # a Gauss–Newton graph has the plain ones
         self.nbytes = graph.nbytes()
         if budget is not None and self.nbytes * (1 + SCRATCH) > budget:
             raise OutOfMemory(

@@ -2,9 +2,10 @@ r"""What closes the gap between SGD and AdamW: SGD with momentum and a rate for 
 
 An *arm* is one way to train; `ARMS` lists them. Between plain SGD and AdamW, which chapter 06
 compares (`optimizer_comparison`), stand arms that multiply the gradient of block b by a factor
-:math:`s_b` before it enters the momentum, which is a learning rate :math:`η s_b` for that block.
-The factors are fixed at initialisation, by gradients or by curvature, or follow the gradients as
-Adam-mini does (arXiv 2406.16793), or are one a coordinate.
+:math:`s_b` before it enters the momentum, which is a learning rate :math:`η s_b` for that block
+(weight decay aside). The factors are fixed at initialisation, by gradients or by curvature, or
+follow the gradients as those of Adam-mini do (arXiv 2406.16793; it divides the momentum, and its
+blocks are finer), or are one a coordinate.
 
 From top to bottom: `BlockScales` measures gradient and curvature of each block before training;
 `fixed_factors`, `coordinate_factors` and `Followed` make factors of them; `Scaled` is SGD that
@@ -145,8 +146,9 @@ def by_parameter(
 class Followed:
     """Factors ∝ 1/√v, v the running mean of each block's mean squared gradient, as in Adam-mini.
 
-    They start at ``first``, whatever the size of the gradients. Two controls: with an ``order``
-    block i gets the factor of block ``order[i]``; ``one`` factor for all follows all gradients.
+    Their median starts at that of ``first``, whatever the size of the gradients. Two controls: with
+    an ``order`` block i gets the factor of block ``order[i]``; ``one`` factor for all follows all
+    gradients.
     """
 
     def __init__(
@@ -168,12 +170,12 @@ class Followed:
             block.flatten([p.grad for p in block.parameters]).double().square().mean()
             for block in self.blocks
         ]
-        now = torch.stack(squares)
+        now = torch.stack(squares).cpu()
         if self.shares is not None:
-            now = (now.cpu() @ self.shares / self.shares.sum()).expand(len(now))
+            now = (now @ self.shares / self.shares.sum()).expand(len(now))
         self.steps += 1
         self.running = MEMORY * self.running + (1 - MEMORY) * now
-        size = (self.running / (1 - MEMORY**self.steps)).sqrt().cpu()
+        size = (self.running / (1 - MEMORY**self.steps)).sqrt()
         inverse = (1 / size).clamp(max=MOST_FACTOR * (1 / size).median())
         if self.unit is None:  # the median block starts with its factor
             self.unit = (self.first.median() / inverse.median()).item()
