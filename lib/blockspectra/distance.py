@@ -205,7 +205,7 @@ def log_spread(spectra: Spectra, of: str = "largest") -> ValueWithError:
     """Return the standard deviation over blocks of a logarithm, in decades.
 
     ``of`` "largest" is that of λ_max, "trace" of the |trace|, "rms" of the root mean square (RMS)
-    eigenvalue, √(tr H²/size), which Lanczos gives without bias and which depends on no parameter.
+    eigenvalue, √(tr H²/size), whose square Lanczos gives without bias; it has no free parameter.
     Blocks whose value is not positive beyond rounding (a zero Hessian) do not count.
     """
     if of not in SCALES:

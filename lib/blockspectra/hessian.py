@@ -94,7 +94,7 @@ class BlockHessians:
         self.parameters = parameters_of(blocks)
         self.scales = coordinate_scales(blocks, preconditioner)
         known = known or checked(problem, self.parameters)
-        self.derivatives, self.matrix, self.aside = known.derivatives, matrix, known.aside
+        self.matrix, self.aside = matrix, known.aside
         first, *others = problem.batches
         graph = known if matrix == "hessian" else self._graph(first)
         self.derivatives = graph.derivatives  # a Gauss–Newton graph has the plain ones

@@ -153,7 +153,7 @@ def test_a_float32_basis_bears_an_outlier_of_any_size():
     exact, found = (
         lanczos(lambda v: v * eigenvalues, gaussian(3000), 40, basis=basis) for basis in BASES[:2]
     )
-    assert found.orthogonality < 2**-20  # as of a small one; processors differ by some ulp
+    assert found.orthogonality < 2**-21  # two or four roundings, by processor
     torch.testing.assert_close(found.alpha, exact.alpha, atol=1e-5, rtol=1e-6)
     torch.testing.assert_close(found.beta, exact.beta, atol=1e-5, rtol=1e-6)
 
