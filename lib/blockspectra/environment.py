@@ -10,8 +10,11 @@ import psutil
 import torch
 
 
-def environment() -> dict:
-    """Describe what numbers are computed with: commit, packages, device, precision, memory."""
+def environment(device: str = "cuda") -> dict:
+    """Describe what numbers are computed with: commit, packages, device, precision, memory.
+
+    The device is the GPU, where there is one and ``device`` is not "cpu".
+    """
     packages = ("torch", "numpy", "scipy", "pandas", "matplotlib", "seaborn", "papermill")
     versions = {}
     for package in packages:
@@ -19,7 +22,7 @@ def environment() -> dict:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    gpu = torch.cuda.get_device_name() if "cuda" in device and torch.cuda.is_available() else None
     return {
         **_commit(),
         "python": platform.python_version(),

@@ -25,7 +25,7 @@ from blockspectra.evaluation import check_parameters
 from blockspectra.hessian import SCRATCH, BlockHessians, coordinate_scales
 from blockspectra.lanczos import BASES, Lanczos, Tridiagonal, basis_name, run_bytes
 from blockspectra.memory import available, give_back, in_use, readable
-from blockspectra.problem import OutOfMemory, Problem, ProblemError, leaves
+from blockspectra.problem import OutOfMemory, Problem, ProblemError, is_out_of_memory, leaves
 from blockspectra.spectra import Spectra
 from blockspectra.stopping import EVERY, FEWEST, enough_steps, probes_wanted, spectrum_error
 
@@ -254,7 +254,9 @@ class Settings:
         start = torch.stack(start) if len(start) > 1 else start[0]
         try:
             return Lanczos(start.to(block.parameters[0].device), self.steps, basis=self.basis)
-        except (RuntimeError, MemoryError) as error:  # an allocation failed
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             raise OutOfMemory(
                 f"There is no memory for {self.steps} Lanczos steps with {block!r}, "
                 f"{readable(self.nbytes(batch))}: take fewer steps, or basis='none'."

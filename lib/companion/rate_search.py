@@ -168,16 +168,25 @@ def gap_per_seed(table: pd.DataFrame) -> pd.Series:
 
     ``(L_SGD − L_AdamW) / (L_first − L_AdamW)`` of the losses that are the scores of `search`, each
     at its best rate: 0 where both end alike, 1 where SGD has not moved, negative where it is ahead.
-    Having no unit, it can be compared between tasks. A run that has diverged has made no progress;
-    where AdamW makes none there is no gap (nan).
+    Having no unit, it can be compared between tasks; where AdamW makes no progress there is no gap
+    (nan).
+    """
+    ends, first = final_losses(table)
+    progress = first - ends["adamw"]
+    return (ends["momentum"] - ends["adamw"]) / progress.where(progress > 0)
+
+
+def final_losses(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
+    """Return final losses at the best rates, a row a fresh seed and a column an optimizer.
+
+    And by seed the loss that AdamW began with, which also stands for the end of a run that has
+    diverged: it has made no progress.
     """
     runs = table[table["part"] == "best"]
-    shape = {"index": "seed", "columns": "optimizer", "aggfunc": "first"}
+    shape = {"index": "seed", "columns": "optimizer", "aggfunc": "first", "sort": False}
     first = runs.pivot_table(values="loss", **shape)["adamw"]
-    score = runs.pivot_table(values="score", **shape)
-    score = score.where(np.isfinite(score), first, axis=0)
-    progress = first - score["adamw"]
-    return (score["momentum"] - score["adamw"]) / progress.where(progress > 0)
+    ends = runs.pivot_table(values="score", **shape)
+    return ends.where(np.isfinite(ends), first, axis=0), first
 
 
 def steps_to(table: pd.DataFrame, runner: str, target: str) -> pd.Series:

@@ -154,7 +154,8 @@ class Store:
                 try:
                     return read(header, job.declared())
                 except ValueError as error:
-                    print(f"{error} Computing it again.", file=sys.stderr)
+                    again = "" if self.read_only else " It is computed again."
+                    print(f"{error}{again}", file=sys.stderr)
         return None
 
     def unfinished(self, job: Job) -> Path:
@@ -171,7 +172,7 @@ class Store:
             path = result.save(path.with_name(f"{path.name}.npz"))
         else:
             path = write_text(path.with_name(f"{path.name}.csv"), result.to_csv(index=False))
-        known = environment()
+        known = environment(getattr(job, "device", "cpu"))
         made = {key: known[key] for key in ("commit", "dirty", "python", "device")}
         made |= {"torch": known["packages"]["torch"], "seconds": round(seconds, 1)}
         made["peak_memory_MiB"] = known["peak_memory_MiB"]

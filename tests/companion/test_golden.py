@@ -11,6 +11,7 @@ and renew the file with ``python tests/companion/test_golden.py``.
 
 import json
 import tempfile
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import numpy as np
@@ -222,11 +223,34 @@ def label(job: Job) -> str:
     return f"{type(job).__name__}: {job.name}"
 
 
+class RecordingStore(Store):
+    """A store that notes which jobs each job has read on its way."""
+
+    def __init__(self, preset: str):
+        super().__init__(preset)
+        self.read: dict[Job, set[Job]] = {}
+        self._open: list[Job] = []
+
+    def get(self, job: Job):
+        if self._open:
+            self.read.setdefault(self._open[-1], set()).add(job)
+        self._open.append(job)
+        try:
+            return super().get(job)
+        finally:
+            self._open.pop()
+
+
 @pytest.fixture(scope="module")
-def numbers(tmp_path_factory):
+def store(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BLOCKSPECTRA_RESULTS", str(tmp_path_factory.mktemp("store")))
-        return measured(Store("smoke"))
+        return RecordingStore("smoke")
+
+
+@pytest.fixture(scope="module")
+def numbers(store):
+    return measured(store)
 
 
 GOLDEN = json.loads(FILE.read_text(encoding="utf-8")) if FILE.exists() else {}
@@ -260,10 +284,23 @@ def test_every_class_of_jobs_is_held():
 
     packages = (experiments.__name__, pretrained.__name__)
     known = {c for c in below(Job) if c.__module__.startswith(packages)}
-    held = {type(job) for job in JOBS} | {c for job in JOBS for c in job.MADE_OF}
-    assert known <= held
-    for one in known:  # or a raised VERSION would leave results that are made of its results
-        assert {inner for below in one.MADE_OF for inner in below.MADE_OF} <= set(one.MADE_OF), one
+    assert known <= {type(job) for job in JOBS} | {c for job in JOBS for c in job.MADE_OF}
+
+
+def test_a_result_is_renamed_with_the_version_of_every_job_that_it_is_made_of(store, numbers):
+    """Or a raised VERSION would leave results that were made of the old numbers."""
+
+    def fields_of(one):
+        inner = [value for value in vars(one).values() if is_dataclass(value)]
+        return {type(one)}.union(*map(fields_of, inner))
+
+    for job, read in store.read.items():
+        named = {*type(job).MADE_OF, *fields_of(job)}
+        assert {type(one) for one in read} <= named, job
+        assert {below for one in read for below in type(one).MADE_OF} <= named, job
+    assert {OptimizerComparison, ManMadeComparison, FineTuning, Interventions} <= {
+        type(job) for job in store.read
+    }
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ def test_damaged_numbers_are_named_and_computed_again(capsys, result, damage):
     message = capsys.readouterr().err
     assert len(MADE) == 2
     assert str(path.with_suffix(".json")) in message
-    assert "Computing it again." in message
+    assert "It is computed again." in message
     assert message.count("\n") == 1
     assert same(found, result)
     assert same(Store("smoke").get(Thing()), result)

@@ -106,6 +106,8 @@ def among_references(
             yerr=2 * part["gap_error"].fillna(0),
             fmt=marker,
             ms=4,
+            mew=0.9,
+            mfc="none",  # markers that lie upon each other stay visible
             color=FAMILY[part["family"].iloc[0]],
             elinewidth=0.6,
             label=base,

@@ -16,7 +16,7 @@ JS0 = "js, signed-log"
 MEASURES = {
     "sum, raw": "JS⁰ (un-normalised sum)",
     JS0: "JS⁰ (nats)",
-    "spread of RMS eigenvalue": "spread of the RMS eigenvalue (decades)",
+    "spread of RMS eigenvalue": "spread of RMS eigenvalue (decades)",
     "spread of λ_max": "spread of λ_max (decades)",
 }
 SETTINGS = ("steps", "probes", "samples", "seeds")

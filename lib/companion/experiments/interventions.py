@@ -34,6 +34,7 @@ from companion import setups
 from companion.experiments import optimizer_comparison
 from companion.experiments.optimizer_comparison import MEDIUM, MIDDLE, TrainingRun, compare
 from companion.experiments.preconditioned_spectra import mean_squares, mini_batches
+from companion.rate_search import final_losses
 from companion.setups import Setup
 from companion.store import Job, Store, declare
 from companion.training import OPTIMIZERS, Optimizer
@@ -287,14 +288,10 @@ def closed(table: pd.DataFrame) -> pd.DataFrame:
     is closed, its share_error (jackknife over the fresh seeds). A run that has diverged counts with
     the loss that AdamW began with.
     """
-    best = table[table["part"] == "best"]
-    shape = {"index": "optimizer", "columns": "seed", "aggfunc": "first", "sort": False}
-    score = best.pivot_table(values="score", **shape)
-    first = best.pivot_table(values="loss", **shape).loc["adamw"]
-    score = score.where(np.isfinite(score), first, axis=1)
-    sgd, adamw = score.loc["momentum"].to_numpy(), score.loc["adamw"].to_numpy()
+    ends, _ = final_losses(table)
+    sgd, adamw = ends["momentum"].to_numpy(), ends["adamw"].to_numpy()
     rows = []
-    for arm, losses in score.iterrows():
+    for arm, losses in ends.items():
         gained = sgd - losses.to_numpy()
 
         def share(kept: Sequence[int], gained: np.ndarray = gained) -> float:

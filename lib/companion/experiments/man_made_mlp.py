@@ -134,6 +134,7 @@ class ManMadeComparison(OnImages, Job):
     """
 
     NAME = "man-made"
+    MADE_OF = (ManMadeRuns,)
 
     c: float
     layer: int | None = None

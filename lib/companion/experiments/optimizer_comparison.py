@@ -84,6 +84,7 @@ class OptimizerComparison(Job):
     """
 
     NAME = "contest-{model}"
+    MADE_OF = (TrainingRun,)
     ADDED = {"test_samples": 0, "repeats": 2, "refined": False}  # noqa: RUF012
 
     model: str
