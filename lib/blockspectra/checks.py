@@ -22,7 +22,7 @@ from blockspectra.evaluation import (
     check_mean,
     check_parameters,
     evaluated,
-    nearby,
+    fingerprint,
 )
 from blockspectra.gradient_graph import CHEAP, PLAIN, GradientGraph, graph
 from blockspectra.problem import OutOfMemory, Problem, ProblemError
@@ -75,13 +75,13 @@ def checked(
     """
     check_parameters(problem, parameters)
     problem.check_modes()
-    losses, aside, unused = [], [], dict.fromkeys(parameters)
+    losses, fingerprints, unused = [], [], dict.fromkeys(parameters)
     for number, batch in enumerate(problem.batches):
         kept = None  # before another graph is made
         with _told_of(problem, number):
             loss, reached = evaluated(problem, batch)
             losses.append(loss)
-            aside.append(nearby(problem, batch, parameters))
+            fingerprints.append(fingerprint(problem, batch, parameters))
             try:
                 kept, found = _settled(problem, batch, parameters, loss, derivatives)
             except ProblemError:  # of a cache, more can be said
@@ -105,17 +105,17 @@ def checked(
     if kept is None or len(losses) > 1:
         kept = None
         kept = GradientGraph(problem, problem.batches[0], parameters, derivatives)
-    kept.aside = aside
+    kept.fingerprints = fingerprints
     return kept
 
 
 def check_unchanged(
-    problem: Problem, parameters: Sequence[nn.Parameter], aside: Sequence[Sequence[float]]
+    problem: Problem, parameters: Sequence[nn.Parameter], fingerprints: Sequence[Sequence[float]]
 ) -> None:
     """Refuse a loss or a gradient that is not what it was when the problem was `checked`."""
-    for number, (batch, before) in enumerate(zip(problem.batches, aside, strict=True)):
+    for number, (batch, before) in enumerate(zip(problem.batches, fingerprints, strict=True)):
         with _told_of(problem, number):
-            after = nearby(problem, batch, parameters)
+            after = fingerprint(problem, batch, parameters)
             least = ALIKE * max(before[1:])
             for one, other in zip(before, after, strict=True):
                 if not math.isclose(one, other, rel_tol=ALIKE, abs_tol=least):

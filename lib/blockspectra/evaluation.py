@@ -150,8 +150,8 @@ def _forgotten(model: nn.Module) -> Iterator[None]:
             delattr(model.get_submodule(owner), key)
 
 
-def nearby(problem: Problem, batch: Any, parameters: Sequence[nn.Parameter]) -> list[float]:
-    """Loss of a batch a little aside, and the size of its plain gradient in each parameter."""
+def fingerprint(problem: Problem, batch: Any, parameters: Sequence[nn.Parameter]) -> list[float]:
+    """Tell a loss by its value, parameters displaced a little, and its gradient's size in each."""
     with displaced(parameters, 0):
         value = problem.value(batch)
         gradient = [None] * len(parameters)

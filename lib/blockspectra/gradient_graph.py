@@ -31,8 +31,8 @@ class GradientGraph:
         None where the loss does not depend on it.
     derivatives : str
         `CHEAP`, or `PLAIN` and, after a colon, why the cheap ones were not taken.
-    aside : list
-        What `nearby` gave of each batch, where `checked` made the graph.
+    fingerprints : list
+        What `fingerprint` gave of each batch, where `checked` made the graph.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class GradientGraph:
             if is_out_of_memory(error):
                 raise explained(error) from error
             raise
-        self.loss, self.aside = value.detach(), []
+        self.loss, self.fingerprints = value.detach(), []
         self.gradient = dict(zip(parameters, gradient, strict=True))
 
     def product(self, block: Block, vector: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ class BlockHessians:
     problem : Problem
     blocks : iterable of Block
         Those that products will be asked for.
-    known : GradientGraph, optional
+    first_graph : GradientGraph, optional
         From `checked` for the parameters of ``blocks``, in the order of `parameters_of`: says which
         derivatives to take, and is used for its batch, the first. The caller must drop its own
         reference, so that memory can be freed. By default `checked` is called here.
@@ -85,7 +85,7 @@ class BlockHessians:
         problem: Problem,
         blocks: Iterable[Block],
         *,
-        known: GradientGraph | None = None,
+        first_graph: GradientGraph | None = None,
         budget: int | None = None,
         matrix: str = "hessian",
         preconditioner: Mapping[str, Tensor] | None = None,
@@ -93,10 +93,10 @@ class BlockHessians:
         self.problem, blocks = problem, list(blocks)
         self.parameters = parameters_of(blocks)
         self.scales = coordinate_scales(blocks, preconditioner)
-        known = known or checked(problem, self.parameters)
-        self.matrix, self.aside = matrix, known.aside
+        first_graph = first_graph or checked(problem, self.parameters)
+        self.matrix, self.fingerprints = matrix, first_graph.fingerprints
         first, *others = problem.batches
-        graph = known if matrix == "hessian" else self._graph(first)
+        graph = first_graph if matrix == "hessian" else self._graph(first)
         self.derivatives = graph.derivatives  # a Gauss–Newton graph has the plain ones
         self.nbytes = graph.nbytes()
         if budget is not None and self.nbytes * (1 + SCRATCH) > budget:
@@ -139,7 +139,7 @@ class BlockHessians:
 
     def check_unchanged(self) -> None:
         """Refuse products that were taken while the loss or its gradient changed."""
-        check_unchanged(self.problem, self.parameters, self.aside)
+        check_unchanged(self.problem, self.parameters, self.fingerprints)
 
     def _graph(self, batch: Any) -> GradientGraph:
         if self.matrix == "ggn":

@@ -279,7 +279,7 @@ def explained(error: Exception) -> ProblemError:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Say whether an allocation failed, on a GPU or in the host's memory."""
-    known = MemoryError | torch.OutOfMemoryError | OutOfMemory
+    kinds = MemoryError | torch.OutOfMemoryError | OutOfMemory
     # the CPU's allocator says it in words of its own on each system
     said = ("DefaultCPUAllocator: can't allocate", "DefaultCPUAllocator: not enough memory")
-    return isinstance(error, known) or any(words in str(error) for words in said)
+    return isinstance(error, kinds) or any(words in str(error) for words in said)

@@ -149,7 +149,7 @@ def block_spectra(
         about |= {"matrix": matrix, "preconditioner": checksum(scales.values())}
         graph = checked(problem, parameters_of(blocks))
         give_back()
-        about["loss"] = [graph.loss.item(), *(loss for loss, *_ in graph.aside)]
+        about["loss"] = [graph.loss.item(), *(loss for loss, *_ in graph.fingerprints)]
         team.agree(about | {"number of probes": probes, "checkpoint": checkpoint is not None})
         if checkpoint is not None:
             checkpoints = Checkpoints(checkpoint, about)
@@ -157,7 +157,7 @@ def block_spectra(
         hessians = BlockHessians(
             problem,
             blocks,
-            known=graph,
+            first_graph=graph,
             budget=free - largest_run,
             matrix=matrix,
             preconditioner=preconditioner,

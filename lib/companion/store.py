@@ -172,10 +172,10 @@ class Store:
             path = result.save(path.with_name(f"{path.name}.npz"))
         else:
             path = write_text(path.with_name(f"{path.name}.csv"), result.to_csv(index=False))
-        known = environment(getattr(job, "device", "cpu"))
-        made = {key: known[key] for key in ("commit", "dirty", "python", "device")}
-        made |= {"torch": known["packages"]["torch"], "seconds": round(seconds, 1)}
-        made["peak_memory_MiB"] = known["peak_memory_MiB"]
+        where = environment(getattr(job, "device", "cpu"))
+        made = {key: where[key] for key in ("commit", "dirty", "python", "device")}
+        made |= {"torch": where["packages"]["torch"], "seconds": round(seconds, 1)}
+        made["peak_memory_MiB"] = where["peak_memory_MiB"]
         header = job.declared() | {"file": path.name, "sha256": digest(path), "made": made}
         text = json.dumps(header, indent=1, ensure_ascii=False) + "\n"
         write_text(path.with_suffix(".json"), text)  # last: a result without it does not count

@@ -236,8 +236,8 @@ def all_checks(problem: Problem, place: bench.Place, repeats: int, quick: bool) 
 
     def checks() -> None:
         with problem.curvature_mode():
-            known = checked(problem, parameters_of(blocks))
-            check_unchanged(problem, parameters_of(blocks), known.aside)
+            graph = checked(problem, parameters_of(blocks))
+            check_unchanged(problem, parameters_of(blocks), graph.fingerprints)
 
     def spectra() -> None:
         block_spectra(problem, blocks, steps=steps, probes=probes, progress=False)

@@ -352,9 +352,9 @@ def test_graphs_of_the_checks_are_not_held_on_to_and_the_first_is_used(kept, mon
         alive.append(sum(one() is not None for one in graphs))
         make(graph, *arguments)
 
-    def tight(hessians, *arguments, known, **settings):
-        budget = (4 if kept else 3) * known.nbytes()  # products take two beside the graphs
-        fit(hessians, *arguments, known=known, **settings | {"budget": budget})
+    def tight(hessians, *arguments, first_graph, **settings):
+        budget = (4 if kept else 3) * first_graph.nbytes()  # products take two beside the graphs
+        fit(hessians, *arguments, first_graph=first_graph, **settings | {"budget": budget})
 
     monkeypatch.setattr(GradientGraph, "__init__", counted)
     monkeypatch.setattr(BlockHessians, "__init__", tight)

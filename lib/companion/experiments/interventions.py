@@ -52,7 +52,7 @@ ARMS = {
     "adamw": "AdamW",
 }
 MOST_FACTOR = 100.0  # a factor is at most this many times the median: some gradients are zero
-MEMORY = 0.95  # AdamW's β₂, for the arm that follows
+BETA_2 = 0.95  # AdamW's, for the arm that follows
 
 
 @dataclass(frozen=True)
@@ -175,8 +175,8 @@ class Followed:
         if self.shares is not None:
             now = (now @ self.shares / self.shares.sum()).expand(len(now))
         self.steps += 1
-        self.running = MEMORY * self.running + (1 - MEMORY) * now
-        size = (self.running / (1 - MEMORY**self.steps)).sqrt()
+        self.running = BETA_2 * self.running + (1 - BETA_2) * now
+        size = (self.running / (1 - BETA_2**self.steps)).sqrt()
         inverse = (1 / size).clamp(max=MOST_FACTOR * (1 / size).median())
         if self.unit is None:  # the median block starts with its factor
             self.unit = (self.first.median() / inverse.median()).item()
@@ -273,8 +273,8 @@ class Interventions(Job):
         shared = {name: value for name, value in asdict(self).items() if name in names}
 
         def run(optimizer: str, **point: float) -> Job:
-            known = TrainingRun if optimizer in OPTIMIZERS else InterventionRun
-            return known(optimizer=optimizer, **point, **shared)
+            kind = TrainingRun if optimizer in OPTIMIZERS else InterventionRun
+            return kind(optimizer=optimizer, **point, **shared)
 
         middle = {arm: MIDDLE.get(arm, MIDDLE["momentum"]) for arm in self.arms}
         search = (self.rates, self.seeds, self.repeats, self.refined)
