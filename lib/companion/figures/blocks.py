@@ -37,6 +37,8 @@ def numbers_by_block(table: pd.DataFrame, labels: Mapping[str, str], ylabel: str
             hollow = part[part["block"].str.contains(QUERY_OR_KEY, regex=True)]
             ax.plot(hollow["number"], hollow[column], linestyle="none", mfc="white", **line)
         ax.set_yscale("log")
+    if table["block"].str.contains(QUERY_OR_KEY, regex=True).any():
+        axes[0].plot([], [], "o", ms=3, color="0.35", mfc="white", label="query or key")
     figure.supxlabel("block, from input to output", fontsize=8)
     figure.supylabel(typeset(ylabel), fontsize=8)
     legend(figure, axes[0])
