@@ -289,20 +289,23 @@ def closed(table: pd.DataFrame) -> pd.DataFrame:
     the loss that AdamW began with.
     """
     ends, _ = final_losses(table)
-    sgd, adamw = ends["momentum"].to_numpy(), ends["adamw"].to_numpy()
     rows = []
     for arm, losses in ends.items():
-        gained = sgd - losses.to_numpy()
-
-        def share(kept: Sequence[int], gained: np.ndarray = gained) -> float:
-            seeds = list(kept)
-            return gained[seeds].sum() / (sgd - adamw)[seeds].sum()
-
-        error = gained.std(ddof=1) / len(gained) ** 0.5 if len(gained) > 1 else np.nan
-        found: ValueWithError = jackknife(share, len(gained))
-        rows.append([arm, losses.mean(), gained.mean(), error, *found])
+        gained = ends["momentum"] - losses
+        rows.append([arm, losses.mean(), gained.mean(), gained.sem(), *share_between(table, arm)])
     columns = ["arm", "loss", "gained", "standard_error", "share", "share_error"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def share_between(table: pd.DataFrame, better: str, worse: str = "momentum") -> ValueWithError:
+    """Share of the gap from SGD with momentum to AdamW by which one arm ends below another."""
+    ends, _ = final_losses(table)
+    gained, gap = ends[worse] - ends[better], ends["momentum"] - ends["adamw"]
+
+    def share(kept: Sequence[int]) -> float:
+        return gained.iloc[list(kept)].sum() / gap.iloc[list(kept)].sum()
+
+    return jackknife(share, len(ends))
 
 
 def jobs(arms: str, **settings: Any) -> list[Interventions]:

@@ -22,6 +22,7 @@ from companion.experiments.preconditioned_spectra import mini_batches
 from companion.rate_search import gap
 from companion.store import Job, Store, declare
 
+ROUNDING = 1e-3  # values of a predictor that differ by a smaller share are equal
 #: predictors that are statistics of a model's block spectra
 SPECTRAL = {
     "JS⁰, un-normalised sum": partial(js0, measure="sum", axis="raw"),
@@ -161,10 +162,9 @@ def ordered(table: pd.DataFrame, pairs: str = "all") -> tuple[ValueWithError, in
     """Share of the pairs of models that a predictor orders as their gaps are, and of how many.
 
     ``table`` holds one predictor's rows of `collected`. A pair counts if its gaps differ by two
-    standard errors and the predictor of both is known; equal values are half right, so chance is
-    one half. ``pairs``: "all"; "alike",
-    of one base; "chosen on", none held out; or "held out", at least one held out. The error is the
-    jackknife's over models.
+    standard errors and the predictor of both is known; values that are equal but for rounding are
+    half right, so chance is one half. ``pairs``: "all"; "alike", of one base; "chosen on", none
+    held out; or "held out", at least one held out. The error is the jackknife's over models.
     """
     rows = list(table.itertuples())
     wanted = {
@@ -174,9 +174,13 @@ def ordered(table: pd.DataFrame, pairs: str = "all") -> tuple[ValueWithError, in
         "held out": lambda a, b: a.held_out or b.held_out,
     }[pairs]
 
+    def side(a: Any, b: Any) -> float:
+        alike = math.isclose(a.value, b.value, rel_tol=ROUNDING)
+        return 0.0 if alike else np.sign(a.value - b.value) * np.sign(a.gap - b.gap)
+
     def hits(kept: Sequence[int]) -> list[float]:
         return [
-            (1 + np.sign(a.value - b.value) * np.sign(a.gap - b.gap)) / 2
+            (1 + side(a, b)) / 2
             for a, b in combinations([rows[i] for i in kept], 2)
             if wanted(a, b)
             and abs(a.gap - b.gap) > 2 * np.hypot(a.gap_error, b.gap_error)

@@ -32,7 +32,7 @@ def gap_by_predictor(table: pd.DataFrame, clear: float) -> Figure:
             ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_xlabel(typeset(name).replace(" (", "\n("))
     for ax in axes[::4]:
-        ax.set_ylabel("gap")
+        ax.set_ylabel("gap (share of\nAdamW's progress)")
     axes[0].set_ylim(bottom=max(-0.5, axes[0].get_ylim()[0]))  # one long bar would flatten all
     legend(figure, axes[0])
     return figure

@@ -77,13 +77,14 @@ def scatter(
 ) -> Figure:
     """Draw one dot a row on logarithmic axes, in panels side by side.
 
-    ``columns``: column of a panel → (title, label of the y axis with its unit); ``x`` and ``hue``
-    are columns too.
+    ``columns``: column of a panel → (title, label of the y axis with its unit); ``x`` and ``hue``,
+    of four values, are columns too.
     """
     figure, axes = panels(len(columns), None, 2.6)
     for ax, (column, (title, label)) in zip(axes, columns.items(), strict=True):
-        for (name, part), color in zip(table.groupby(hue, sort=False), COLORBLIND, strict=False):
-            ax.plot(part[x], part[column], ".", ms=3, mew=0, alpha=0.5, color=color, label=name)
+        for (name, part), i in zip(table.groupby(hue, sort=False), (0, 1, 2, 4), strict=True):
+            style = {"ms": 3, "mew": 0, "alpha": 0.5, "color": COLORBLIND[i]}
+            ax.plot(part[x], part[column], ".", label=name, **style)
         names = {"title": title, "xlabel": xlabel, "ylabel": label}
         ax.set(**{key: typeset(name) for key, name in names.items()})
         ax.set(xscale="log", yscale="log")
@@ -182,6 +183,7 @@ def limit_cycle(table: pd.DataFrame) -> Figure:
         ax.axhline(1, color="0.4", linewidth=0.8, linestyle=":")
         if i < len(betas):
             ax.set(title=f"β₂ = {betas[i]:g}", yscale="log", ylim=(1e-160, 1e10))
+            ax.set_yticks([1e-150, 1e-100, 1e-50, 1])
         else:
             ax.set(ylim=(0.8, 1.2), xlabel="iteration")
     for ax in axes[:: len(betas)]:

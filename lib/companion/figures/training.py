@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from blockspectra.plotting.style import COLORBLIND, COLUMN, PAGE
 from companion.figures.panels import MODEL, facets, legend, median_and_range, typeset
@@ -114,17 +115,22 @@ def rate_search(table: pd.DataFrame) -> Figure:
 def gap_closed(table: pd.DataFrame) -> Figure:
     """Draw the final losses of several ways to train, a panel a model: seeds, and their mean.
 
-    ``table``: panel, arm, optimizer, seed, score (nats, ``inf`` where diverged: not drawn). Dashed
-    are the means of the optimizers that have a colour: SGD with momentum, and AdamW.
+    ``table``: panel, arm, optimizer, seed, score (nats), diverged (these are crosses). Dashed are
+    the means of the optimizers that have a colour: SGD with momentum, and AdamW.
     """
     arms = list(dict.fromkeys(table["arm"]))
     width = max(PAGE * min(3, table["panel"].nunique()) / 3, COLUMN)
     figure, axes, parts = _thirds(table, 0.6 + 0.17 * len(arms), 3, width=width)
     for ax, part in zip(axes, parts.values(), strict=True):
-        finite = part[np.isfinite(part["score"])]
-        for (arm, optimizer), one in finite.groupby(["arm", "optimizer"], sort=False):
+        ax.set_xscale("log")  # one arm may end far above the others
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 2.5, 3, 4, 6)))
+        ax.xaxis.set_major_formatter("{x:g}")
+        ax.xaxis.set_minor_locator(NullLocator())
+        for (arm, optimizer), one in part.groupby(["arm", "optimizer"], sort=False):
             color, row = OPTIMIZER.get(optimizer, "0.3"), arms.index(arm)
-            ax.plot(one["score"], [row] * len(one), "o", ms=3, mfc="none", color=color)
+            for marker, which in (("o", ~one["diverged"]), ("x", one["diverged"])):
+                seeds = one.loc[which, "score"]
+                ax.plot(seeds, [row] * len(seeds), marker, ms=3, mfc="none", color=color)
             ax.plot(one["score"].mean(), row, "|", ms=9, mew=1.5, color=color)
             if optimizer in OPTIMIZER:
                 ax.axvline(one["score"].mean(), color=color, lw=0.8, ls="--")
