@@ -123,7 +123,7 @@ def gap_closed(table: pd.DataFrame) -> Figure:
     figure, axes, parts = _thirds(table, 0.6 + 0.17 * len(arms), 3, width=width)
     for ax, part in zip(axes, parts.values(), strict=True):
         ax.set_xscale("log")  # one arm may end far above the others
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 2.5, 3, 4, 6)))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 6, 8)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_locator(NullLocator())
         for (arm, optimizer), one in part.groupby(["arm", "optimizer"], sort=False):
