@@ -3,6 +3,8 @@
 import json
 import subprocess
 
+import torch
+
 from blockspectra.environment import environment
 
 
@@ -13,6 +15,13 @@ def test_it_names_commit_packages_device_and_precision():
     assert found["packages"]["torch"].startswith("2.")
     assert found["float32_matmul_precision"] == "highest"
     assert 10 < found["peak_memory_MiB"] < 1e5
+
+
+def test_the_device_is_that_of_the_computation_not_what_else_there_is(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    assert environment()["device"] == environment("cuda:0")["device"] == "NVIDIA H200"
+    assert environment("cpu")["device"].startswith("CPU")
 
 
 def test_without_git_the_commit_is_none(monkeypatch):

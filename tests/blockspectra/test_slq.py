@@ -169,6 +169,16 @@ def test_an_allocation_that_fails_all_the_same_is_one_sentence(error, monkeypatc
         block_spectra(problem, partition(problem.model), steps=9)
 
 
+def test_another_failure_is_not_called_a_lack_of_memory(monkeypatch):
+    def fail(*_, **__):
+        raise RuntimeError("expected scalar type Float but found Double")
+
+    monkeypatch.setattr(slq, "Lanczos", fail)
+    problem = two_matrices(1)
+    with pytest.raises(RuntimeError, match="scalar type"):
+        block_spectra(problem, partition(problem.model), steps=9)
+
+
 @pytest.mark.parametrize("memory", ["kept", "one run", "two runs"])
 def test_how_much_memory_there_is_changes_no_bit_and_the_bar_ends_at_its_end(memory, monkeypatch):
     problem, seen, moved = two_matrices(3), [], []

@@ -45,6 +45,11 @@ class TestOrdered:
         assert ordered(table([-gap for gap in gaps], gaps))[0].mean == 0
         assert ordered(table([1.0] * 4, gaps))[0].mean == 0.5
 
+    def test_values_that_are_equal_but_for_rounding_order_nothing(self):
+        gaps = [0.1, 0.9]
+        assert ordered(table([1.0, 1.0 - 1e-6], gaps))[0].mean == 0.5
+        assert ordered(table([1.0, 0.99], gaps))[0].mean == 0
+
     def test_pairs_within_two_errors_do_not_count(self):
         gaps = [0.1, 0.2, 0.9]  # 0.1 apart with errors of √2·0.1 are not told apart
         share, count = ordered(table([2.0, 1.0, 3.0], gaps, error=0.1))
