@@ -74,7 +74,8 @@ reproduce: $(READY)
 
 # The notebooks share one fresh store, filled first: so both cores are busy all the time. The claims
 # come last, since they read what the other chapters wrote.
-NBVAL := -p no:warnings --nbval-lax --nbval-current-env --nbval-cell-timeout 3600
+NBVAL := -p no:warnings --nbval-lax --nbval-current-env --nbval-cell-timeout 3600 \
+    --nbval-sanitize-with tests/companion/sanitize.cfg
 
 test: $(READY)
 	$(BIN)/python -m ruff check lib tests notebooks
