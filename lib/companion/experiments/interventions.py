@@ -292,14 +292,16 @@ def closed(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for arm, losses in ends.items():
         gained = ends["momentum"] - losses
-        rows.append([arm, losses.mean(), gained.mean(), gained.sem(), *share_between(table, arm)])
+        rows.append([arm, losses.mean(), gained.mean(), gained.sem(), *share_between(ends, arm)])
     columns = ["arm", "loss", "gained", "standard_error", "share", "share_error"]
     return pd.DataFrame(rows, columns=columns)
 
 
-def share_between(table: pd.DataFrame, better: str, worse: str = "momentum") -> ValueWithError:
-    """Share of the gap from SGD with momentum to AdamW by which one arm ends below another."""
-    ends, _ = final_losses(table)
+def share_between(ends: pd.DataFrame, better: str, worse: str = "momentum") -> ValueWithError:
+    """Share of the gap from SGD with momentum to AdamW by which one arm ends below another.
+
+    ``ends`` as `final_losses` returns them.
+    """
     gained, gap = ends[worse] - ends[better], ends["momentum"] - ends["adamw"]
 
     def share(kept: Sequence[int]) -> float:
